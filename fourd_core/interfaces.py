@@ -1,0 +1,240 @@
+"""The contracts between the core and the plugins, version 1.
+
+Five kinds make a system: Backbone, CueProvider, Head, Objective, Memory; two more feed and judge it: Dataset, Metric.
+A component is a class that derives from one of them and is registered by an entry point (group `fourd.backbones`,
+`fourd.cues`, `fourd.heads`, `fourd.objectives`, `fourd.memories`, `fourd.datasets`, `fourd.metrics`). It carries
+
+    Config            a nested attrs class: the keys that a recipe may set, with types and defaults
+    __init__(config, ...)   the arguments after `config` are given by the core and stated at each contract below
+    example()         optional classmethod: a small Config for the contract tests, where Config() is not small
+
+A component builds its network in `__init__` without reading weights (so that it can be built on the meta device);
+weights are read in `load_pretrained`, which the core calls once afterwards. Randomness comes from the generators that
+are handed in, never from a global one; `__init__` may draw from torch's global generator, which the core seeds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import attrs
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from fourd_core.data import Clip, CueKind, CueMaps, Prediction, Tokens
+
+if TYPE_CHECKING:
+    from fourd_core.system import System
+
+API_VERSION = 1
+"""A plugin names the version it was written for as an entry point `"api.1" = "its_package"` in group `fourd.plugin`."""
+
+Split = Literal["all", "train", "held_out"]
+State = Any
+"""What a Memory hands from one window to the next; its own business, but made of tensors (nested as it likes)."""
+
+
+@attrs.frozen
+class PretrainedWeights:
+    """Where a component's weights come from, for `fourd check` and a run's provenance."""
+
+    location: str
+    """A path or URL, or `package:NAME/FILE` for a file that an installed package carries."""
+    licence: str
+    source: str = ""
+    """Who published them (a paper or a project)."""
+    sha256: str | None = None
+
+
+class Component(ABC):
+    """What every kind shares: the nested Config, and weights that are read after building."""
+
+    Config: ClassVar[type[Any]]
+
+    @classmethod
+    def example(cls) -> Any:
+        """A Config small enough for a contract test; by default `Config()`."""
+        return cls.Config()
+
+    def pretrained(self) -> PretrainedWeights | None:
+        """The weights that `load_pretrained` will read, or None where there are none to read."""
+        return None
+
+    def load_pretrained(self) -> None:
+        """Read the weights named by `pretrained()`.
+
+        Raises:
+            WeightsError: missing, damaged, unsafe, NaN, or another network's.
+        """
+
+
+@attrs.frozen
+class TapSpec:
+    """One layer that a backbone offers: `dim` channels, one token per `stride` (frames, rows, columns)."""
+
+    dim: int
+    stride: tuple[int, int, int]
+
+
+@attrs.frozen
+class BackboneSpec:
+    """What a backbone announces before it runs."""
+
+    taps: tuple[TapSpec, ...]
+    """Layers by tap number, shallow to deep; negative numbers count from the end, as in a list."""
+    multiple: tuple[int, int, int]
+    """Clips must be divisible by this (frames, rows, columns)."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    """Input normalisation, applied by the backbone itself to frames in [0, 1]."""
+
+    def tap(self, number: int) -> int:
+        """The non-negative form of a tap number.
+
+        Raises:
+            ValueError: deeper than the backbone.
+        """
+        count = len(self.taps)
+        if not -count <= number < count:
+            raise ValueError(f"tap {number} does not exist: this backbone has taps 0 to {count - 1} (or -{count} to -1)")
+        return number % count
+
+
+class Backbone(nn.Module, Component):
+    """Frames to tokens. Built as `cls(config)`; frozen unless a stage says otherwise."""
+
+    spec: BackboneSpec
+
+    @abstractmethod
+    def forward(self, frames: Float[Tensor, "b t 3 h w"], taps: Sequence[int]) -> Tokens:
+        """Tokens of the asked taps only (non-negative numbers), computed no deeper than the deepest of them.
+
+        Args:
+            frames: RGB in [0, 1]; `t h w` divisible by `spec.multiple`.
+        Raises:
+            ValueError: a size that is not divisible.
+        """
+
+
+class Head(nn.Module, Component):
+    """Tokens to one named prediction. Built as `cls(config, backbone_spec)`.
+
+    Attributes:
+        taps: the layers it reads, non-negative.
+        unit: the unit of its prediction.
+        channels: how many channels its prediction has.
+    """
+
+    taps: tuple[int, ...]
+    unit: str = "1"
+    channels: int
+
+    @abstractmethod
+    def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
+        """A prediction in the pixels of `clip`: `(b, t, channels, h, w)`."""
+
+
+class Memory(nn.Module, Component):
+    """What a head carries from one window of a long video to the next. Built as `cls(config, backbone_spec)`.
+
+    A recipe gives the head `NAME` a memory by a section `[memories.NAME]`. `read` sees the tokens before the head does.
+    """
+
+    @abstractmethod
+    def initial(self, tokens: Tokens) -> State:
+        """The state before the first window, from that window's tokens (shapes, device, dtype)."""
+
+    @abstractmethod
+    def read(self, state: State, tokens: Tokens) -> Tokens:
+        """The tokens that the head shall see: the window's own, enriched by what was remembered."""
+
+    @abstractmethod
+    def update(self, state: State, tokens: Tokens, prediction: Prediction, shift: int) -> State:
+        """The state for the next window, which starts `shift` frames later."""
+
+
+class CueProvider(Component):
+    """A teacher's view of a clip: flow, disparity, any map. Built as `cls(config)`. Frozen, deterministic, no gradient.
+
+    A learned one derives from nn.Module too, and the core moves it to the device; a classical one may work on the CPU
+    but returns its maps on the device of the clip.
+    """
+
+    kind: CueKind
+
+    @abstractmethod
+    def __call__(self, clip: Clip) -> CueMaps:
+        """Cue maps of every frame at the clip's own resolution; flow needs clips of exactly two frames."""
+
+
+Sample = dict[str, Tensor]
+"""One training sample, named tensors without batch axis; samples of one objective stack to a batch."""
+
+
+class Objective(nn.Module, Component):
+    """How a system learns. Built as `cls(config, system)`.
+
+    Parameters of its own (an ERM read-out, say) are trained and saved beside the system's. The system is handed to each
+    call and must not be kept as a submodule.
+    """
+
+    @abstractmethod
+    def sample(self, data: Dataset, split: Split, generator: torch.Generator) -> Sample:
+        """Draw one training sample; every random choice comes from `generator` (CPU)."""
+
+    @abstractmethod
+    def forward(
+        self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Named scalar losses; `"loss"` is the one to minimise, the others are logged beside it."""
+
+
+class Video(ABC):
+    """Random access to the frames of one video, decoded when asked for."""
+
+    name: str
+    frame_count: int
+    size: tuple[int, int]
+    """Height and width of the frames that `read` returns, rotation metadata applied."""
+
+    @abstractmethod
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "t 3 h w"]:
+        """The frames at these positions (any order, repeats allowed).
+
+        Raises:
+            MediaError: a frame cannot be decoded.
+        """
+
+    @abstractmethod
+    def times(self, indices: Sequence[int]) -> Float[Tensor, "t"]:
+        """Presentation times in seconds (float64)."""
+
+
+class Dataset(Component):
+    """A collection of videos. Built as `cls(config)`; opening is lazy."""
+
+    @abstractmethod
+    def videos(self, split: Split) -> Sequence[Video]:
+        """The videos of a split; `held_out` never shares a frame with `train`."""
+
+
+@attrs.frozen
+class Result:
+    """What a Metric measured: a table, and the whole protocol that makes its numbers comparable."""
+
+    title: str
+    rows: tuple[dict[str, str | float], ...]
+    """One dict per row, first key the row's name; a missing column is left blank."""
+    protocol: dict[str, Any]
+    """Everything that a number depends on (data, resolution, split, seed, alignment ...), as plain JSON values."""
+
+
+class Metric(Component):
+    """A measurement of a system on data. Built as `cls(config)`."""
+
+    @abstractmethod
+    def measure(self, system: System, data: Dataset) -> Result:
+        """Run the system in evaluation mode and report."""
