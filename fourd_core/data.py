@@ -78,7 +78,7 @@ class TokenMap:
     def as_maps(self) -> Float[Tensor, "b t c h w"]:
         """The same numbers as one feature map per time step."""
         t, h, w = self.grid
-        return self.values.unflatten(1, (t, h, w)).permute(0, 1, 4, 2, 3)
+        return self.values.reshape(-1, t, h, w, self.values.shape[-1]).permute(0, 1, 4, 2, 3)
 
     @classmethod
     def from_maps(cls, maps: Float[Tensor, "b t c h w"]) -> TokenMap:

@@ -99,7 +99,9 @@ class BackboneSpec:
         """
         count = len(self.taps)
         if not -count <= number < count:
-            raise ValueError(f"tap {number} does not exist: this backbone has taps 0 to {count - 1} (or -{count} to -1)")
+            raise ValueError(
+                f"tap {number} does not exist: this backbone has taps 0 to {count - 1} (or -{count} to -1)"
+            )
         return number % count
 
 
@@ -186,9 +188,7 @@ class Objective(nn.Module, Component):
         """Draw one training sample; every random choice comes from `generator` (CPU)."""
 
     @abstractmethod
-    def forward(
-        self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def forward(self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalar losses; `"loss"` is the one to minimise, the others are logged beside it."""
 
 
