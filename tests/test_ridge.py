@@ -1,0 +1,78 @@
+"""Weighted ridge regression: stored numbers, the definition, gradients, failures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fourd_core.errors import RunError
+from fourd_core.kernels.ridge import weighted_ridge
+
+STORED = Path(__file__).parent / "data/lila/ridge.safetensors"
+
+
+def problem(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 7, 3, generator=generator, dtype=dtype)
+    y = torch.randn(2, 7, 2, generator=generator, dtype=dtype)
+    return x, y, torch.rand(2, 7, generator=generator, dtype=dtype)
+
+
+def test_solution_and_gradients_equal_the_stored_ones() -> None:
+    stored = load_file(STORED)
+    x, y = stored["X"].requires_grad_(), stored["Y"].requires_grad_()
+    solution = weighted_ridge(x, y, stored["C"][..., 0], ridge=0.1)
+    (solution * stored["G"]).sum().backward()
+    for mine, theirs in ((solution, stored["W"]), (x.grad, stored["dX"]), (y.grad, stored["dY"])):
+        torch.testing.assert_close(mine.detach(), theirs, rtol=1e-5, atol=1e-6 * float(theirs.abs().max()))
+
+
+def test_solution_is_where_the_definition_is_flat() -> None:
+    x, y, c = problem()
+    solution = weighted_ridge(x, y, c, ridge=0.3).requires_grad_()
+    residual = (x @ solution - y).square().sum(-1)
+    cost = (c * residual).mean(-1).sum() + 0.3 * solution.square().sum()
+    (gradient,) = torch.autograd.grad(cost, solution)
+    assert gradient.abs().max() < 1e-12
+
+
+def test_gradcheck() -> None:
+    inputs = [t.requires_grad_() for t in problem()]
+    assert torch.autograd.gradcheck(lambda x, y, c: weighted_ridge(x, y, c, 0.1), inputs)
+
+
+def test_weightless_rows_change_nothing_but_the_count() -> None:
+    x, y, c = problem()
+    junk = torch.full((2, 7, 1), 1e3, dtype=x.dtype)
+    doubled = weighted_ridge(
+        torch.cat([x, junk.expand_as(x)], 1), torch.cat([y, junk.expand_as(y)], 1), torch.cat([c, 0 * c], 1), ridge=0.1
+    )
+    torch.testing.assert_close(doubled, weighted_ridge(x, y, c, ridge=0.2))
+
+
+def test_no_trusted_row_gives_the_zero_map() -> None:
+    x, y, c = problem()
+    assert weighted_ridge(x, y, 0 * c, ridge=0.1).count_nonzero() == 0
+
+
+def test_autocast_changes_no_digit() -> None:
+    x, y, c = problem(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = weighted_ridge(x, y, c, ridge=0.1)
+    assert torch.equal(inside, weighted_ridge(x, y, c, ridge=0.1))
+
+
+def test_half_precision_features_are_solved_in_single_precision() -> None:
+    x, y, c = problem(dtype=torch.float32)
+    assert weighted_ridge(x.bfloat16(), y.bfloat16(), c, ridge=0.1).dtype == torch.float32
+
+
+@pytest.mark.parametrize("broken", ["features", "targets", "weights"])
+def test_numbers_that_are_not_finite_are_reported_with_their_sample(broken: str) -> None:
+    x, y, c = problem()
+    {"features": x, "targets": y, "weights": c}[broken][1, 2] = float("nan")
+    with pytest.raises(RunError, match="sample 1 of the batch"):
+        weighted_ridge(x, y, c, ridge=0.1)
