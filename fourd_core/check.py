@@ -1,0 +1,90 @@
+"""`fourd check`: the composition a recipe describes, built on the meta device: no memory, no weights, no output."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from fourd_core import registry
+from fourd_core.data import Clip
+from fourd_core.interfaces import PretrainedWeights
+from fourd_core.jobs.predict import PredictConfig
+from fourd_core.recipe import Recipe
+from fourd_core.run import component_sections, named_weights
+from fourd_core.system import System, build_dataset, build_system
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Print what a recipe would build, read and run; everything wrong with it is raised.
+
+    Raises:
+        FourdError: what is wrong and what to do.
+    """
+    with torch.device("meta"):
+        system = build_system(recipe)
+    videos = build_dataset(recipe).videos("all")
+    first = videos[0]
+    console = Console()
+    console.print(_components(recipe))
+    console.print(
+        f"data: {len(videos)} video(s); {first.name}: {first.frame_count} frames of {first.size[1]}x{first.size[0]}"
+    )
+    console.print(_shapes(system, first.size, recipe))
+    for where, weights in named_weights(system):
+        console.print(
+            f"weights of {where}: {weights.location} [{weights.licence}], {_presence(weights)}", highlight=False
+        )
+    for name, stage in recipe.stages.items():
+        console.print(f"stage {name}: {stage.job}")
+    console.print("the recipe is whole")
+
+
+def _components(recipe: Recipe) -> Table:
+    table = Table("section", "component", "distribution", "version")
+    for where, section in component_sections(recipe).items():
+        record = registry.find(section.kind, section.use)
+        table.add_row(where, record.name, record.distribution, record.version)
+    return table
+
+
+def _shapes(system: System, video_size: tuple[int, int], recipe: Recipe) -> Table:
+    """One window through the network on the meta device: shapes for real, numbers for none."""
+    config = next((s.config for s in recipe.stages.values() if isinstance(s.config, PredictConfig)), PredictConfig())
+    multiple = system.backbone.spec.multiple
+    view = config.view.view(video_size, multiple[1:])
+    frames = -(-config.window // multiple[0]) * multiple[0]
+    clip = Clip(torch.empty(1, frames, 3, *view.size, device="meta"))
+    with torch.no_grad():
+        tokens = system.encode(clip.frames)
+        predictions = system(clip)
+    table = Table("part", "parameters", "output for one window of the data")
+    grids = ", ".join(f"tap {tap}: {tuple(tokens[tap].values.shape)}" for tap in system.taps)
+    table.add_row("backbone", _count(system.backbone), grids)
+    for name, head in system.heads.items():
+        item = predictions[name]
+        table.add_row(f"heads.{name}", _count(head), f"{tuple(item.values.shape)} [{item.unit}]")
+    for stage, objective in system.objectives.items():
+        table.add_row(f"stages.{stage}.objective", _count(objective), "")
+    return table
+
+
+def _count(module: nn.Module) -> str:
+    total = sum(p.numel() for p in module.parameters())
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return f"{total:,} ({trained:,} trained)"
+
+
+def _presence(weights: PretrainedWeights) -> str:
+    """Whether the weights are here, in an installed package, or to be downloaded."""
+    location = weights.location
+    if location.startswith("package:"):
+        package = location.removeprefix("package:").partition("/")[0]
+        return "in an installed package" if importlib.util.find_spec(package) else f"package {package} is missing"
+    if "://" in location:
+        return "would be read from there"
+    return "here" if Path(location).exists() else "missing"

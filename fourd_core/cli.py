@@ -1,0 +1,151 @@
+"""The command line. Nothing heavy is imported before a command needs it: `fourd --help` and `fourd list` stay instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fourd_core import __version__
+from fourd_core.errors import FourdError
+
+INTERRUPTED = 130
+"""The shell's own code for a program stopped by Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 a mistake that was explained, 130 stopped by Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words)
+    options.command_line = ["fourd", *words]
+    try:
+        return int(options.action(options))
+    except FourdError as error:
+        sys.stderr.write(f"fourd: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\nfourd: stopped\n")
+        return INTERRUPTED
+    except BrokenPipeError:  # `fourd list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fourd", description="4D video perception: recipes of plugins on a small core."
+    )
+    parser.add_argument("--version", action="version", version=f"fourd {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", _run, "run a recipe's stages; in a folder where they were interrupted: go on")
+    run.add_argument("recipe", metavar="RECIPE", help="a TOML file")
+    run.add_argument("stages", nargs="*", metavar="STAGE", help="only these stages (all, in order, when none is named)")
+    _add_set(run)
+    run.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default: a new one below runs/)")
+
+    check = _command(commands, "check", _check, "resolve and validate a recipe without running it")
+    check.add_argument("recipe", metavar="RECIPE", help="a TOML file")
+    _add_set(check)
+
+    rerun = _command(commands, "rerun", _rerun, "repeat a run from its resolved recipe")
+    rerun.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
+    rerun.add_argument("--out", type=Path, metavar="FOLDER", help="the new run folder (default: a new one below runs/)")
+
+    report = _command(commands, "report", _report, "write a run's report page again")
+    report.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
+
+    _command(commands, "list", _list, "every component by kind, and broken plugins with the reason")
+    _command(commands, "doctor", _doctor, "what this machine offers, and what to do about what it lacks")
+    return parser
+
+
+def _command(commands, name, action, text):  # type: ignore[no-untyped-def] # argparse has no public type for `commands`
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(action=action)
+    return command
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
+        help="override a key, for example --set data.video=my.mp4 (repeatable)",
+    )  # fmt: skip
+
+
+def _new_folder(name: str) -> Path:
+    """`runs/NAME`, or with the first free number behind it."""
+    base, number = Path("runs") / name, 1
+    folder = base
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{name}-{number}")
+    return folder
+
+
+def _run(options: argparse.Namespace) -> int:
+    from fourd_core.recipe import load_recipe
+    from fourd_core.run import run_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    folder: Path = options.out or _new_folder(recipe.name)
+    again = options.command_line if options.out else [*options.command_line, "--out", str(folder)]
+    return _report_run(lambda: run_recipe(recipe, folder, options.stages, options.command_line), folder, again)
+
+
+def _rerun(options: argparse.Namespace) -> int:
+    from fourd_core.run import rerun
+
+    folder: Path = options.out or _new_folder(options.folder.name)
+    again = ["fourd", "rerun", str(options.folder), "--out", str(folder)]
+    return _report_run(lambda: rerun(options.folder, folder, options.command_line), folder, again)
+
+
+def _report_run(action: Callable[[], object], folder: Path, again: Sequence[str]) -> int:
+    """Run, and say where the report lies or how to go on."""
+    from fourd_core.run import Interrupted
+
+    try:
+        action()
+    except Interrupted:
+        sys.stderr.write(f"\nfourd: stopped; everything so far is in {folder}. To go on: {shlex.join(again)}\n")
+        return INTERRUPTED
+    sys.stdout.write(f"report: {folder / 'report.html'}\n")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from fourd_core.check import check_recipe
+    from fourd_core.recipe import load_recipe
+
+    check_recipe(load_recipe(options.recipe, options.overrides))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from fourd_core.errors import RunError
+    from fourd_core.report.page import write_report
+
+    if not (options.folder / "run.json").exists():
+        raise RunError(f"{options.folder} is not a run folder: it has no run.json")
+    sys.stdout.write(f"report: {write_report(options.folder)}\n")
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from fourd_core.listing import print_components
+
+    return print_components()
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from fourd_core.doctor import run_doctor
+
+    return run_doctor()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

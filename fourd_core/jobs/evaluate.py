@@ -1,0 +1,105 @@
+"""Measurements of the trained system: each metric gives a table, printed, kept as JSON and shown in the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+from rich.console import Console
+from rich.table import Table
+
+from fourd_core.errors import RunError
+from fourd_core.files import write_json
+from fourd_core.interfaces import Metric, Result
+from fourd_core.jobs import Job
+from fourd_core.recipe import ComponentConfig, Location, components
+from fourd_core.run import Run
+from fourd_core.system import build_component
+
+RESULT_FILE = "result.json"
+
+
+class EvaluateJob(Job):
+    """Runs every metric of the stage and puts recorded results of the same protocol beside them."""
+
+    config: EvaluateConfig
+
+    def prepare(self) -> None:
+        where = f"stages.{self.stage}.metrics"
+        self.metrics: dict[str, Metric] = {
+            name: build_component(section, self.recipe.seed, f"{where}.{name}")
+            for name, section in self.config.metrics.items()
+        }
+        self.others = [(place, _read_results(place)) for place in self.config.beside]
+
+    def run(self, run: Run) -> None:
+        tables = []
+        for metric in self.metrics.values():
+            table = as_table(metric.measure(self.system, self.data))
+            for place, results in self.others:
+                _put_beside(table, results, place)
+            _show(table)
+            tables.append(table)
+        write_json(run.stage_folder(self.stage) / RESULT_FILE, tables)
+
+
+def as_table(result: Result) -> dict[str, Any]:
+    """A result as plain JSON values."""
+    return {"title": result.title, "rows": [dict(row) for row in result.rows], "protocol": result.protocol, "notes": []}
+
+
+def _read_results(place: str) -> list[dict[str, Any]]:
+    """The tables of a result file, or of every evaluate stage of a run folder."""
+    path = Path(place)
+    files = sorted(path.glob(f"*/{RESULT_FILE}")) if path.is_dir() else [path]
+    try:
+        return [table for file in files for table in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError) as error:
+        raise RunError(f"`beside` names {place}, which holds no results ({error})") from error
+
+
+def _put_beside(table: dict[str, Any], others: list[dict[str, Any]], place: str) -> None:
+    """Add another run's rows where the protocol is the same; say what differs where it is not."""
+    for other in others:
+        if other["title"] != table["title"]:
+            continue
+        differing = sorted(
+            key
+            for key in table["protocol"].keys() | other["protocol"].keys()
+            if table["protocol"].get(key) != other["protocol"].get(key)
+        )
+        if differing:
+            table["notes"].append(f"{place} is not shown: it was measured with another {', '.join(differing)}")
+            continue
+        known = {next(iter(row.values())) for row in table["rows"]}
+        table["rows"] += [row for row in other["rows"] if next(iter(row.values())) not in known]
+        table["notes"].append(f"rows not measured in this run are from {place}")
+
+
+def _show(table: dict[str, Any]) -> None:
+    columns = list(dict.fromkeys(key for row in table["rows"] for key in row))
+    shown = Table(*columns, title=table["title"])
+    for row in table["rows"]:
+        shown.add_row(*(_cell(row.get(column, "")) for column in columns))
+    console = Console()
+    console.print(shown)
+    for note in table["notes"]:
+        console.print(note, highlight=False)
+
+
+def _cell(value: str | float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@attrs.frozen
+class EvaluateConfig:
+    """`job = "evaluate"`: what to measure."""
+
+    create: ClassVar[type[Job]] = EvaluateJob
+
+    metrics: dict[str, ComponentConfig] = components("metrics")
+    """`[stages.NAME.metrics.X] use = "..."`."""
+    beside: tuple[Location, ...] = ()
+    """Run folders or result files whose rows stand in the same table, where they were measured the same way."""

@@ -1,0 +1,250 @@
+"""A composed model: one backbone, named heads and their memories, the cues that teach them.
+
+`build_system` makes it from a recipe, `load` from a recipe's path or a run folder. Every component is initialised
+from a seed of its own, so that adding a head changes no other head's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fourd_core import registry
+from fourd_core.data import Clip, Predictions, Tokens
+from fourd_core.errors import RecipeError, RunError
+from fourd_core.interfaces import Backbone, Component, CueProvider, Dataset, Head, Memory, Objective, State
+from fourd_core.randomness import seeded
+
+if TYPE_CHECKING:
+    from fourd_core.recipe import ComponentConfig, Recipe
+
+States = dict[str, State]
+"""The memories' states between two windows, by head name."""
+
+
+class System(nn.Module):
+    """Backbone, heads and memories with one forward for a window of frames; the backbone is frozen.
+
+    Attributes:
+        backbone: the encoder, always in evaluation mode and without gradient.
+        heads: by name.
+        memories: by the name of the head they serve.
+        cues: teachers by name; used by objectives, not by `forward`.
+        objectives: by the name of their training stage; they may own trained parameters.
+    """
+
+    backbone: Backbone
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: Mapping[str, Head],
+        memories: Mapping[str, Memory] | None = None,
+        cues: Mapping[str, CueProvider] | None = None,
+        recipe: Recipe | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.heads = nn.ModuleDict(heads)
+        self.memories = nn.ModuleDict(memories or {})
+        self.cues: dict[str, CueProvider] = dict(cues or {})
+        self._learned_cues = nn.ModuleList(c for c in self.cues.values() if isinstance(c, nn.Module))
+        self._learned_cues.requires_grad_(False)
+        self.objectives = nn.ModuleDict()
+        self.recipe = recipe
+        self.train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        parameter = next(self.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The backbone layers that some head reads."""
+        return tuple(sorted({tap for head in self.heads.values() for tap in head.taps}))
+
+    def train(self, mode: bool = True) -> System:
+        """Switch heads, memories and objectives; the frozen backbone and the teachers stay in evaluation mode."""
+        super().train(mode)
+        self.backbone.train(False)
+        self._learned_cues.train(False)
+        return self
+
+    def encode(self, frames: Float[Tensor, "b t 3 h w"], taps: Sequence[int] = ()) -> Tokens:
+        """Tokens of the layers that the heads read and of `taps` besides (non-negative), without gradient."""
+        wanted = sorted({*self.taps, *(self.backbone.spec.tap(tap) for tap in taps)})
+        with torch.no_grad():
+            tokens: Tokens = self.backbone(frames, wanted)
+        return tokens
+
+    def forward(self, clip: Clip) -> Predictions:
+        """Every head's prediction for one window that stands alone."""
+        return self.step(clip, {}, shift=clip.frames.shape[1])[0]
+
+    def step(self, clip: Clip, states: States, shift: int) -> tuple[Predictions, States]:
+        """One window of a longer video.
+
+        Args:
+            clip: the window's frames.
+            states: what the memories kept from the window before; empty for the first.
+            shift: how many frames later the next window starts.
+        """
+        tokens = self.encode(clip.frames)
+        predictions, kept = {}, {}
+        for name, head in self.heads.items():
+            if name not in self.memories:
+                predictions[name] = head(tokens, clip)
+                continue
+            memory = self.memories[name]
+            state = states[name] if name in states else memory.initial(tokens)
+            predictions[name] = head(memory.read(state, tokens), clip)
+            kept[name] = memory.update(state, tokens, predictions[name], shift)
+        return Predictions(predictions), kept
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What training changes or owns: the state of heads, memories and objectives."""
+        parts = ("heads.", "memories.", "objectives.")
+        return {key: value for key, value in self.state_dict().items() if key.startswith(parts)}
+
+    def load_trained_state(self, state: Mapping[str, Tensor], location: str) -> None:
+        """The inverse of `trained_state`; parameters of objectives that this system lacks are left aside.
+
+        Raises:
+            WeightsError: not this system's weights.
+        """
+        from fourd_core.weights import load_weights
+
+        for part in ("heads", "memories", "objectives"):
+            own = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
+            module = self.get_submodule(part)
+            if part == "objectives":
+                own = {k: v for k, v in own.items() if k in module.state_dict()}
+                if not own:
+                    continue
+            load_weights(module, own, location=location)
+
+    def untrained(self) -> System:
+        """The same composition with freshly initialised heads and memories, as training found them; shares the rest."""
+        if self.recipe is None:
+            raise RunError("a system that was not built from a recipe does not know how it was initialised")
+        heads, memories = _build_heads(self.recipe, self.backbone)
+        system = System(self.backbone, heads, memories, self.cues, self.recipe).to(self.device)
+        return system
+
+    def predict(self, video: str, out: str | Path | None = None) -> Predictions:
+        """Run over a whole video; see `fourd_core.streaming.predict_video`."""
+        from fourd_core.streaming import predict_video
+
+        return predict_video(self, video, out)
+
+
+def build_component(section: ComponentConfig, seed: int, where: str, *arguments: Any) -> Any:
+    """One component from its section of the recipe, initialised from the seed of its place in the recipe.
+
+    Raises:
+        RecipeError: the component refuses its configuration (names the section).
+    """
+    cls = registry.load(section.kind, section.use)
+    with seeded(seed, where):
+        try:
+            return cls(section.config, *arguments)
+        except ValueError as error:
+            raise RecipeError(f'[{where}] use = "{section.use}": {error}') from error
+
+
+def _build_heads(recipe: Recipe, backbone: Backbone) -> tuple[dict[str, Head], dict[str, Memory]]:
+    seed, spec = recipe.seed, backbone.spec
+    heads = {name: build_component(s, seed, f"heads.{name}", spec) for name, s in recipe.heads.items()}
+    memories = {name: build_component(s, seed, f"memories.{name}", spec) for name, s in recipe.memories.items()}
+    for name in memories.keys() - heads.keys():
+        raise RecipeError(f"[memories.{name}] has no head to serve: name it like one of {', '.join(heads)}")
+    _load_pretrained({f"heads.{k}": v for k, v in heads.items()} | {f"memories.{k}": v for k, v in memories.items()})
+    return heads, memories
+
+
+def _load_pretrained(components: Mapping[str, Component]) -> None:
+    for component in components.values():
+        on_meta = isinstance(component, nn.Module) and any(p.is_meta for p in component.parameters())
+        if not on_meta:
+            component.load_pretrained()
+
+
+def build_system(recipe: Recipe) -> System:
+    """The system that a recipe describes, on the current default device, with the weights it names.
+
+    On the meta device (`with torch.device("meta")`) nothing is read and no memory is taken.
+    """
+    seed = recipe.seed
+    backbone: Backbone = build_component(recipe.backbone, seed, "backbone")
+    cues = {name: build_component(s, seed, f"cues.{name}") for name, s in recipe.cues.items()}
+    _load_pretrained({"backbone": backbone, **{f"cues.{name}": cue for name, cue in cues.items()}})
+    heads, memories = _build_heads(recipe, backbone)
+    system = System(backbone, heads, memories, cues, recipe)
+    for name, stage in recipe.stages.items():
+        section = getattr(stage.config, "objective", None)
+        if section is not None:
+            objective: Objective = build_component(section, seed, f"stages.{name}.objective", system)
+            system.objectives[name] = objective
+    system.train(False)
+    if recipe.weights is not None and system.device.type != "meta":
+        from fourd_core.weights import read_state_dict
+
+        system.load_trained_state(read_state_dict(recipe.weights), recipe.weights)
+    return system
+
+
+def build_dataset(recipe: Recipe) -> Dataset:
+    """The recipe's data."""
+    dataset: Dataset = build_component(recipe.data, recipe.seed, "data")
+    return dataset
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a recipe's `device` names; "auto" takes CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        RunError: a device that this machine or this build of torch does not have.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RunError(
+            f'device = "{name}": torch sees {torch.cuda.device_count()} CUDA devices here; use "auto" or "cpu"'
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RunError(f'device = "{name}": torch sees no Apple GPU here; use "auto" or "cpu"')
+    return device
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> System:
+    """A system ready to predict, from a recipe's path or from a run folder (then with its trained weights).
+
+    Args:
+        source: `recipes/lila_tiny.toml`, or `runs/mine`.
+        overrides: as `--set` on the command line, for example `["heads.features.features=64"]`.
+    Raises:
+        FourdError: what is wrong and what to do.
+    """
+    from fourd_core.recipe import load_recipe
+    from fourd_core.run import trained_weights
+
+    source = Path(source)
+    recipe = load_recipe(source / "recipe.toml" if source.is_dir() else source, overrides)
+    system = build_system(recipe)
+    if source.is_dir():
+        weights = trained_weights(source, recipe)
+        if weights is not None:
+            from fourd_core.weights import read_state_dict
+
+            system.load_trained_state(read_state_dict(str(weights)), str(weights))
+    return system.to(pick_device(recipe.device))

@@ -1,0 +1,75 @@
+"""What several test modules use: a toy recipe, a generated video, the environment of a user's shell."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+
+TOY_RECIPE = """
+[backbone]
+use = "toy_patches"
+
+[heads.value]
+use = "toy_linear"
+
+[cues.brightness]
+use = "toy_brightness"
+
+[data]
+video = "clip.mp4"
+
+[stages.train]
+job = "train"
+steps = 40
+batch_size = 2
+lr = 0.01
+checkpoint_every = 3
+
+[stages.train.objective]
+use = "toy_regression"
+
+[stages.evaluate]
+job = "evaluate"
+
+[stages.evaluate.metrics.error]
+use = "toy_error"
+
+[stages.predict]
+job = "predict"
+window = 4
+
+[stages.predict.view]
+pixels = 64
+"""
+
+
+def write_video(path: Path, frames: int = 24, size: tuple[int, int] = (72, 96)) -> Path:
+    """A bright square that wanders over a gradient."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=12, options={"crf": "10"})
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        for t in range(frames):
+            image = np.zeros((*size, 3), np.uint8)
+            image[..., 0] = np.linspace(0, 200, size[1], dtype=np.uint8)
+            image[..., 1] = np.linspace(200, 0, size[0], dtype=np.uint8)[:, None]
+            image[20:40, 10 + 2 * t : 30 + 2 * t] = 250
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+Fourd = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def shell_environment() -> dict[str, str]:
+    """What a shell has in which the toy plugin is installed."""
+    path = os.pathsep.join([str(TESTS / "toy_plugin"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
