@@ -1,0 +1,104 @@
+"""Cue maps: what teachers say about a pair of frames, brought to one form that is nearly the same in both.
+
+Frame 0 of a pair is the query, frame 1 the context. A linear read-out that is solved on one and applied to the other
+needs maps that belong to the scene point: the flow of the context is negated (a point moves on as it came), disparity
+becomes depth. Which frame is earlier does not matter: that would change the sign of both flow maps, which neither the
+ridge regression nor an L1 loss sees. Source: LILA paper, tri-modal cue maps; google-research/lila, dpt_lila.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import attrs
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fourd_core.data import CueMaps
+from fourd_lila.confidence import flow_agreement
+from fourd_lila.crops import cut_maps
+
+DISPARITY_SCALE, DISPARITY_OFFSET, FARTHEST = 0.01, 0.1, 0.9
+
+
+@attrs.frozen(eq=False)
+class PairCue:
+    """One teacher's maps of a batch of pairs.
+
+    Attributes:
+        values: query and context.
+        valid: 1 where the numbers can be trusted, else 0 (fractions once it is cut or pooled).
+        is_flow: the channels are x and y displacements in half frames.
+    """
+
+    values: Float[Tensor, "b 2 c h w"]
+    valid: Float[Tensor, "b 2 1 h w"]
+    is_flow: bool = False
+
+
+def pair_cue(maps: CueMaps, temperature: float = 0.05) -> PairCue:
+    """A teacher's answer for clips of (query, context) as scene cues with their confidence.
+
+    Args:
+        temperature: how strictly forward and backward flow must agree, see `flow_agreement`.
+    """
+    values = maps.values
+    valid = values.new_ones(values[:, :, :1].shape, dtype=torch.bool) if maps.valid is None else maps.valid
+    values = torch.where(valid, values, 0)  # what a teacher leaves where it knows nothing may be NaN
+    if maps.kind == "flow":
+        flow = half_frames(values.flatten(0, 1)).unflatten(0, (-1, 2))
+        there, back = flow.unbind(1)
+        agree = [flow_agreement(there, back, temperature), flow_agreement(back, there, temperature)]
+        values, valid = torch.stack([there, -back], dim=1), valid & torch.stack(agree, dim=1)
+    elif maps.kind == "disparity":
+        values, trusted = depth_from_disparity(values)
+        valid = valid & trusted
+    return PairCue(values, valid.to(values.dtype), is_flow=maps.kind == "flow")
+
+
+def half_frames(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 2 h w"]:
+    """Flow in pixels -> in half frame widths (x) and half frame heights (y)."""
+    height, width = flow.shape[-2:]
+    return flow * flow.new_tensor([2 / width, 2 / height])[:, None, None]
+
+
+def depth_from_disparity(
+    disparity: Float[Tensor, "*shape"],
+) -> tuple[Float[Tensor, "*shape"], Bool[Tensor, "*shape"]]:
+    """Relative depth on a logarithmic scale, 0 (near) to 1 (disparity 0), and where it is near enough to be trusted."""
+    inverse = 1 / (DISPARITY_SCALE * disparity + DISPARITY_OFFSET)
+    depth = torch.log(1 + inverse) / math.log(1 + 1 / DISPARITY_OFFSET)
+    return depth, depth < FARTHEST
+
+
+def cut_cue(cue: PairCue, theta: Float[Tensor, "b 2 2 3"], size: int, correct_flow: bool = False) -> PairCue:
+    """The cue of whole frames in the two views.
+
+    Args:
+        correct_flow: express flow in half *views*, so that a mirrored view mirrors it and a small crop enlarges it.
+            The reference leaves it in half frames: then the same point has the same value in both views.
+    """
+    flat = theta.flatten(0, 1)
+    values = cut_maps(cue.values.flatten(0, 1), flat, size)
+    if correct_flow and cue.is_flow:
+        values = values / flat.diagonal(dim1=-2, dim2=-1)[:, :, None, None]
+    valid = cut_maps(cue.valid.flatten(0, 1), flat, size)
+    return PairCue(values.unflatten(0, (-1, 2)), valid.unflatten(0, (-1, 2)), cue.is_flow)
+
+
+def standardise(values: Float[Tensor, "b 2 c h w"]) -> Float[Tensor, "b 2 c h w"]:
+    """Zero mean and unit deviation by one scalar each, over the whole batch, both frames and all channels."""
+    return (values - values.mean()) / (1e-3 + values.std())
+
+
+def stack_cues(
+    cues: Sequence[PairCue], features: Float[Tensor, "b 2 c h w"] | None = None
+) -> Float[Tensor, "b 2 k h w"]:
+    """One map of all cues: the teachers' standardised, then the encoder's features with unit length per pixel."""
+    maps = [standardise(cue.values) for cue in cues]
+    if features is not None:
+        maps.append(F.normalize(features, dim=2, eps=1e-12))
+    return torch.cat(maps, dim=2)

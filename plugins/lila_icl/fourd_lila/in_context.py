@@ -1,0 +1,41 @@
+"""The linear read-out: solved on one frame, applied to another. Source: google-research/lila, `forward_cross`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fourd_core.kernels.ridge import weighted_ridge
+
+
+def solve_readout(
+    features: Float[Tensor, "b d h w"],
+    cues: Float[Tensor, "b k h w"],
+    confidence: Float[Tensor, "b c h w"],
+    pool: int = 32,
+    min_confidence: float = 0.5,
+    ridge: float = 0.1,
+) -> Float[Tensor, "b d_plus_1 k"]:
+    """The linear map with bias (its last row) that best explains the cues by the features.
+
+    Args:
+        confidence: per channel of the teachers' maps; a place's weight is their product (1 without any channel).
+        pool: features, cues and confidence are first averaged to this many rows and columns.
+        min_confidence: places of a smaller product have no weight.
+        ridge: weight of the norm of the map, bias included.
+    Raises:
+        RunError: numbers that are not finite.
+    """
+    x, y, c = (F.adaptive_avg_pool2d(maps.float(), pool).flatten(2).mT for maps in (features, cues, confidence))
+    weights = c.prod(dim=-1)
+    weights = torch.where(weights < min_confidence, 0, weights)
+    return weighted_ridge(torch.cat([x, torch.ones_like(x[..., :1])], dim=-1), y, weights, ridge)
+
+
+def predict(features: Float[Tensor, "b d h w"], readout: Float[Tensor, "b d_plus_1 k"]) -> Float[Tensor, "b k h w"]:
+    """Apply a linear map with bias to every pixel, in float32 also under autocast."""
+    weight, bias = readout[:, :-1].mT, readout[:, -1:].mT
+    with torch.autocast(features.device.type, enabled=False):
+        return (weight @ features.float().flatten(2) + bias).unflatten(-1, features.shape[-2:])

@@ -1,0 +1,276 @@
+"""The LILA objective: a linear read-out solved on one frame must explain another frame's cues.
+
+Per pair of frames: pixel features of two differently cropped views; cue maps of the same views; the ridge regression
+from features to cues on the context view; its error on the query view, as L1 and at edges. In mode "erm" the read-out
+is trained like any other layer and each frame predicts its own cues: the paper's ablation (A).
+Source: LILA paper, method; google-research/lila, dpt_lila.py `forward_cross` and dataload.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Literal
+
+import attrs
+import torch
+import torch.nn.functional as F
+from attrs.validators import ge, gt
+from fourd_pamr import PAMR
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from fourd_core.data import Clip, CueKind, TokenMap, Tokens
+from fourd_core.errors import MediaError
+from fourd_core.interfaces import Dataset, Objective, Sample, Split
+from fourd_core.kernels.gradient_matching import GradientForm, gradient_matching, masked_l1
+from fourd_core.system import System
+from fourd_lila.crops import base_frames, random_crop, random_flip, resize
+from fourd_lila.cues import cut_cue, pair_cue, stack_cues
+from fourd_lila.distillation import pick_channels, random_channels
+from fourd_lila.in_context import predict, solve_readout
+
+DISTILLATION = "self-distillation"
+CHANNELS: dict[CueKind, int] = {"flow": 2, "disparity": 1}
+
+
+def _share(instance: object, attribute: attrs.Attribute[tuple[float, float]], value: tuple[float, float]) -> None:
+    if not 0 < value[0] <= value[1] <= 1:
+        raise ValueError(
+            f"{attribute.name} must be two shares of the frame's area, 0 < least <= most <= 1, got {value}"
+        )
+
+
+@attrs.frozen(eq=False)
+class Pairs:
+    """A batch of pairs as the loss sees it; along the axis of length 2 the query comes first, then the context.
+
+    Attributes:
+        tokens: the encoder's, of all views as single frames in the order (sample, frame).
+        clip: these single frames.
+        cues: the cue maps of the views, side by side.
+        valid: which of their numbers the loss counts.
+        confidence: how far the teachers can be trusted, per channel of their maps (not the distilled ones).
+        channels: which of all cue channels these are; only the distilled ones are a choice.
+        groups: where each cue's channels lie, by name.
+    """
+
+    tokens: Tokens
+    clip: Clip
+    cues: Float[Tensor, "b 2 k h w"]
+    valid: Bool[Tensor, "b 2 k h w"]
+    confidence: Float[Tensor, "b 2 c h w"]
+    channels: Int[Tensor, "b k"]
+    groups: dict[str, slice]
+
+    def __len__(self) -> int:
+        return len(self.cues)
+
+    def __getitem__(self, sample: int) -> Pairs:
+        """One pair, as a batch of its own."""
+        one, views = slice(sample, sample + 1), slice(2 * sample, 2 * sample + 2)
+        layers = {tap: TokenMap(layer.values[views], layer.grid) for tap, layer in self.tokens.layers.items()}
+        return Pairs(
+            Tokens(layers), Clip(self.clip.frames[views]), self.cues[one], self.valid[one], self.confidence[one],
+            self.channels[one], self.groups,
+        )  # fmt: skip
+
+
+class LILA(Objective):
+    """Linear in-context learning of pixel features from pairs of video frames (LILA, arXiv 2604.26488)."""
+
+    @attrs.frozen
+    class Config:
+        """How pairs are drawn, which cues are learned, and how read-outs are solved and judged."""
+
+        head: str = "features"
+        """The head that learns; its prediction is the pixel features."""
+        mode: Literal["in_context", "erm"] = "in_context"
+        """Solve the read-out on the context frame, or train one and let each frame predict its own cues."""
+        roles: Literal["reference", "paper"] = "reference"
+        """The context is the later frame (as the reference code has it) or the earlier one (as the paper says)."""
+        base_size: int = attrs.field(default=480, validator=gt(0))
+        """Frames are resized and cut to this square before views are drawn, in pixels."""
+        view_size: int = attrs.field(default=224, validator=gt(1))
+        """Side of the views, and of the full frames that the teachers see, in pixels."""
+        max_gap: int = attrs.field(default=5, validator=ge(1))
+        """The later frame of a pair is 1 to this many frames later (fewer at the end of the video)."""
+        query_area: tuple[float, float] = attrs.field(default=(0.3, 1.0), validator=_share)
+        """Range of the query view's share of the frame's area."""
+        context_area: tuple[float, float] = attrs.field(default=(0.8, 0.8), validator=_share)
+        """Range of the context view's share of the frame's area."""
+        flip: float = attrs.field(default=0.5, validator=ge(0.0))
+        """Probability of mirroring: once for both frames, and once more for the query view."""
+        correct_flow: bool = False
+        """Express flow relative to the view, mirrored and scaled with it; the reference does not."""
+        temperature: float = attrs.field(default=0.05, validator=gt(0.0))
+        """How far forward and backward flow may disagree, in half frames (times ln 2)."""
+        pool: int = attrs.field(default=32, validator=ge(1))
+        """The read-out is solved on maps averaged to this many rows and columns."""
+        min_confidence: float = attrs.field(default=0.5, validator=ge(0.0))
+        """Pooled places below this confidence do not take part in the solve."""
+        ridge: float = attrs.field(default=0.1, validator=gt(0.0))
+        """Weight of the read-out's norm."""
+        edge_weight: float = attrs.field(default=1.0, validator=ge(0.0))
+        """Weight of the gradient-matching loss beside the L1 loss."""
+        edge_sigma: float = attrs.field(default=0.1, validator=gt(0.0))
+        """Step of a cue at which an edge counts with weight 1 - 1/e."""
+        edge_form: GradientForm = "absolute"
+        """Compare absolute differences of neighbours (as the reference code) or signed ones (as the paper says)."""
+        distill_channels: int = attrs.field(default=32, validator=ge(0))
+        """How many of the encoder's channels, another random choice for every pair, are a cue; 0: none."""
+        distill_tap: int = -1
+        """The encoder's layer they are taken from."""
+        pamr: PAMR.Config | None = attrs.field(factory=PAMR.Config)
+        """How they are refined to the pixels of the view; None: bilinear upsampling."""
+
+    def __init__(self, config: Config, system: System) -> None:
+        super().__init__()
+        self.config = config
+        spec = system.backbone.spec
+        if config.head not in system.heads:
+            raise ValueError(f'head = "{config.head}" is no head of this recipe, which has: {", ".join(system.heads)}')
+        if spec.multiple[0] != 1:
+            raise ValueError("LILA learns from single frames, but this backbone needs several frames at a time")
+        if config.view_size % spec.multiple[1] or config.view_size % spec.multiple[2]:
+            rows, columns = spec.multiple[1:]
+            raise ValueError(
+                f"view_size = {config.view_size} is not divisible by the backbone's {rows} x {columns} pixels"
+            )
+        if not (config.distill_channels or system.cues):
+            raise ValueError("there is nothing to learn: add a section [cues.NAME] or set distill_channels above 0")
+        self.distill_tap = spec.tap(config.distill_tap)
+        self.pamr = PAMR(config.pamr) if config.pamr is not None else None
+        self.readout = (
+            nn.Linear(system.heads[config.head].channels, self._all_channels(system)) if config.mode == "erm" else None
+        )
+
+    def _all_channels(self, system: System) -> int:
+        """How many channels all cues have together."""
+        total = system.backbone.spec.taps[self.distill_tap].dim if self.config.distill_channels else 0
+        for name, cue in system.cues.items():
+            channels = CHANNELS.get(cue.kind) or getattr(cue, "channels", None)
+            if channels is None:
+                raise ValueError(
+                    f'mode = "erm" needs to know how many channels [cues.{name}] has: its class lacks `channels`'
+                )
+            total += channels
+        return total
+
+    def sample(self, data: Dataset, split: Split, generator: torch.Generator) -> Sample:
+        """A pair of frames and a view of each, query first: `frames`, `views` (uint8), and the views' `theta`.
+
+        Raises:
+            MediaError: no video, or one of fewer than two frames.
+        """
+        config = self.config
+        videos = data.videos(split)
+        if not videos:
+            raise MediaError(f'the data has no video in its part "{split}"; LILA needs at least one')
+        video = videos[_draw(len(videos), generator)]
+        if video.frame_count < 2:
+            raise MediaError(
+                f'{video.name}: LILA needs pairs of frames, and part "{split}" of this video has {video.frame_count}; '
+                "take a longer video or leave it out"
+            )
+        first = _draw(video.frame_count - 1, generator)
+        last = min(first + 1 + _draw(config.max_gap, generator), video.frame_count - 1)
+        times = (first, last) if config.roles == "reference" else (last, first)
+        frames = base_frames(video.read(times), config.base_size)
+        if random_flip(generator, config.flip):
+            frames = frames.flip(-1)
+        query = random_crop(config.base_size, config.query_area, generator)
+        query = attrs.evolve(query, flip=random_flip(generator, config.flip))
+        crops = (query, random_crop(config.base_size, config.context_area, generator))
+        return {
+            "frames": resize(frames, (config.view_size, config.view_size)),
+            "views": torch.stack([c.cut(f, config.view_size) for c, f in zip(crops, frames, strict=True)]),
+            "theta": torch.stack([crop.theta(config.base_size) for crop in crops]),
+        }
+
+    def forward(self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """`loss` = `l1` + edge_weight * `edge`."""
+        pairs = self.prepare(system, batch, generator)
+        features = self.features(system, pairs)
+        if self.config.mode == "erm":
+            readout = self.trained_readout(pairs)
+            prediction = torch.stack([predict(view, readout) for view in features.unbind(1)], 1).flatten(0, 1)
+            cues, valid = pairs.cues.flatten(0, 1), pairs.valid.flatten(0, 1)
+        else:
+            prediction = predict(features[:, 0], self.solved_readout(features[:, 1], pairs))
+            cues, valid = pairs.cues[:, 0], pairs.valid[:, 0]
+        l1 = masked_l1(prediction, cues, valid)
+        edge = gradient_matching(prediction, cues, valid, self.config.edge_sigma, self.config.edge_form)
+        return {"loss": l1 + self.config.edge_weight * edge, "l1": l1, "edge": edge}
+
+    @torch.no_grad()
+    def prepare(self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator) -> Pairs:
+        """Everything of a batch that does not learn: the views' tokens and their cues."""
+        config = self.config
+        views, frames = batch["views"].float() / 255, batch["frames"].float() / 255
+        clip = Clip(views.flatten(0, 1)[:, None])
+        tokens = system.encode(clip.frames, taps=(self.distill_tap,) if config.distill_channels else ())
+        cues = {
+            name: cut_cue(
+                pair_cue(provider(Clip(frames)), config.temperature),
+                batch["theta"],
+                config.view_size,
+                config.correct_flow,
+            )
+            for name, provider in system.cues.items()
+        }
+        confidence = torch.cat([views[:, :, :0], *(cue.valid.expand_as(cue.values) for cue in cues.values())], dim=2)
+        widths = {name: cue.values.shape[2] for name, cue in cues.items()}
+        channels = torch.arange(sum(widths.values())).expand(len(views), -1)
+        distilled = None
+        if config.distill_channels:
+            maps = tokens[self.distill_tap].as_maps().unflatten(0, (-1, 2)).squeeze(2)
+            chosen = random_channels(len(maps), maps.shape[2], config.distill_channels, generator)
+            distilled = self._refine(pick_channels(maps, chosen.to(maps.device)), views)
+            widths[DISTILLATION] = chosen.shape[1]
+            channels = torch.cat([channels, channels.shape[1] + chosen], dim=1)
+        stacked = stack_cues(tuple(cues.values()), distilled)
+        everywhere = torch.ones_like(stacked[:, :, confidence.shape[2] :], dtype=torch.bool)
+        return Pairs(
+            tokens, clip, stacked, torch.cat([confidence > 0, everywhere], dim=2), confidence,
+            channels.to(stacked.device), _slices(widths),
+        )  # fmt: skip
+
+    def _refine(
+        self, maps: Float[Tensor, "b 2 c h w"], views: Float[Tensor, "b 2 3 v v"]
+    ) -> Float[Tensor, "b 2 c v v"]:
+        coarse, guide = maps.flatten(0, 1), views.flatten(0, 1)
+        if self.pamr is not None:
+            fine = self.pamr(coarse, guide)
+        else:
+            fine = F.interpolate(coarse, guide.shape[-2:], mode="bilinear", align_corners=False)
+        return fine.unflatten(0, (-1, 2))
+
+    def features(self, system: System, pairs: Pairs) -> Float[Tensor, "b 2 d v v"]:
+        """The head's pixel features of both views."""
+        values: Tensor = system.heads[self.config.head](pairs.tokens, pairs.clip).values
+        return values[:, 0].unflatten(0, (-1, 2))
+
+    def solved_readout(self, features: Float[Tensor, "b d v v"], pairs: Pairs) -> Float[Tensor, "b d_plus_1 k"]:
+        """The read-out that the context frame's features and cues give."""
+        config = self.config
+        return solve_readout(
+            features, pairs.cues[:, 1], pairs.confidence[:, 1], config.pool, config.min_confidence, config.ridge
+        )
+
+    def trained_readout(self, pairs: Pairs) -> Float[Tensor, "b d_plus_1 k"]:
+        """The rows of mode "erm"'s own read-out that belong to the cues of each pair."""
+        assert self.readout is not None
+        weight, bias = self.readout.weight[pairs.channels], self.readout.bias[pairs.channels]
+        return torch.cat([weight, bias[..., None]], dim=-1).mT
+
+
+def _draw(count: int, generator: torch.Generator) -> int:
+    """A uniform number below `count`."""
+    return int(torch.randint(count, (), generator=generator))
+
+
+def _slices(widths: Mapping[str, int]) -> dict[str, slice]:
+    """Where groups of channels lie that stand side by side."""
+    ends = list(accumulate(widths.values()))
+    return {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True)}
