@@ -1,1 +1,1 @@
-"""Operations that deserve a file of their own: each has a plain-torch definition, which fast versions must reproduce."""
+"""Operations that deserve a file of their own: each has a plain-torch definition, which faster ones reproduce."""

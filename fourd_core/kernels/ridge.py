@@ -46,5 +46,5 @@ def _require_solved(solved: Tensor) -> None:
         failed = ", ".join(str(i) for i in (~solved).nonzero().flatten().tolist())
         raise RunError(
             f"the ridge regression has no solution for sample {failed} of the batch: its features, targets or weights "
-            "are not finite, or a weight is negative; look for a diverged training (lower the learning rate) or a bad cue"
+            "are not finite, or a weight is negative; lower the learning rate or look for a bad cue"
         )
