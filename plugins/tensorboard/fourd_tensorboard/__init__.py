@@ -1,0 +1,1 @@
+"""TensorBoard for fourd: every logged number of a run as a scalar."""
