@@ -1,0 +1,1 @@
+"""Video in; arrays, pictures and videos out."""

@@ -1,0 +1,198 @@
+"""Random access to the frames of a video file or of a folder of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, UInt8
+from torch import Tensor
+
+from fourd_core.errors import MediaError
+from fourd_core.interfaces import Video
+from fourd_core.media.cache import FrameCache
+from fourd_core.media.decoder import Decoder, OpenDecoders
+from fourd_core.media.index import build_index
+from fourd_core.media.locations import File, find, is_picture
+
+READ_ON = 8
+"""Decoding on over this many frames is cheaper than a seek to a keyframe behind them."""
+
+_decoders = OpenDecoders()
+_numbers = count()
+
+
+def open_video(location: str, *, cache_bytes: int = 0, frame_rate: float = 25.0) -> Video:
+    """Open a video file, a folder of pictures, or a glob pattern of pictures.
+
+    Args:
+        location: a path or any URL that fsspec knows: `s3://`, `memory://`, `zip://a.mp4::file.zip`.
+        cache_bytes: how many bytes of decoded frames may be kept.
+        frame_rate: frames per second of pictures, which state none.
+    Raises:
+        MediaError: nothing there, not a video, truncated, no frames, several videos.
+    """
+    files = find(location)
+    cache = FrameCache(cache_bytes)
+    if len(files) > 1 and not is_picture(files[0].path):
+        raise MediaError(f"{location} holds {len(files)} videos; name one of them")
+    return open_files(files, location, cache, frame_rate)
+
+
+def open_files(files: Sequence[File], name: str, cache: FrameCache, frame_rate: float = 25.0) -> Video:
+    """A video from one file, or from pictures in the order given; see `open_video`."""
+    if is_picture(files[0].path):
+        return PictureSequence(files, name, cache, frame_rate)
+    return VideoFile(files[0], name, cache)
+
+
+def mean_frame_rate(video: Video) -> float:
+    """Frames per second over the whole video; 25 for a single frame."""
+    if video.frame_count < 2:
+        return 25.0
+    first, last = video.times([0, video.frame_count - 1]).tolist()
+    return float((video.frame_count - 1) / (last - first))
+
+
+class _CachedVideo(Video):
+    """What both kinds of video share: order, repeats and the cache."""
+
+    def __init__(self, name: str, cache: FrameCache) -> None:
+        self.name = name
+        self._cache = cache
+        self._number = next(_numbers)
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "t 3 h w"]:
+        """The frames at these positions (any order, repeats allowed).
+
+        Raises:
+            MediaError: a frame cannot be decoded.
+            IndexError: the video has no such frame.
+        """
+        indices = [int(index) for index in indices]
+        for index in indices:
+            if not 0 <= index < self.frame_count:
+                raise IndexError(f"{self.name} has frames 0 to {self.frame_count - 1}, not {index}")
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(indices):
+            places.setdefault(index, []).append(place)
+        frames = torch.empty(len(indices), 3, *self.size, dtype=torch.uint8)
+        for index in sorted(places):
+            frames[places[index]] = self._frame(index)
+        return frames
+
+    def _frame(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        frame = self._cache.get((self._number, index))
+        if frame is None:
+            frame = self._decode(index)
+            self._cache.put((self._number, index), frame)
+        return frame
+
+    def _decode(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        raise NotImplementedError
+
+    def _check_size(self, frame: UInt8[Tensor, "3 h w"], what: str) -> UInt8[Tensor, "3 h w"]:
+        if self.size != (0, 0) and tuple(frame.shape[1:]) != self.size:
+            sizes = f"{frame.shape[2]}x{frame.shape[1]}, the first one {self.size[1]}x{self.size[0]}"
+            raise MediaError(f"{what} is {sizes}: all frames of a video must have one size")
+        return frame
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _number=next(_numbers))
+
+
+class VideoFile(_CachedVideo):
+    """A video file; frame n is the n-th presented frame.
+
+    It may be pickled and used after a fork: every process opens the file for itself. One thread at a time.
+    """
+
+    def __init__(self, file: File, name: str, cache: FrameCache) -> None:
+        """Index the file and decode its first frame.
+
+        Raises:
+            MediaError: see `open_video`.
+        """
+        super().__init__(name, cache)
+        self._file = file
+        decoder = Decoder(file)
+        try:
+            self._index = build_index(decoder.container, decoder.stream, name)
+        finally:
+            decoder.close()
+        self.frame_count = len(self._index)
+        # Only a decoded frame tells the size: it carries the rotation, and stream headers may lie.
+        self.size = (0, 0)
+        _, height, width = self._decode(0).shape
+        self.size = (height, width)
+
+    def times(self, indices: Sequence[int]) -> Float64[Tensor, "t"]:
+        """Seconds from the first frame on."""
+        return torch.from_numpy(self._index.seconds(np.asarray(indices, np.int64)))
+
+    def _decode(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        decoder = _decoders.get(self._number, self._file, self._index)
+        starts, number = self._index.starts, self._index.start_before(index)
+        position = decoder.position
+        if position is not None and position <= index and starts[number].frame <= position + READ_ON:
+            frame = self._read_on(decoder, index)
+            if frame is not None:
+                return frame
+        # A file may mark frames as keyframes that are none, or miss a seek: then an earlier start gives the frame.
+        for earlier in dict.fromkeys((number, number - 1, number - 4, 0)):
+            if earlier >= 0 and decoder.seek(starts[earlier]):
+                frame = self._read_on(decoder, index)
+                if frame is not None:
+                    return frame
+        raise MediaError(f"frame {index} of {self.name} cannot be decoded: the file is damaged or cut off there")
+
+    def _read_on(self, decoder: Decoder, index: int) -> UInt8[Tensor, "3 h w"] | None:
+        """Decode forward to a frame; frames on the way are kept while the cache has room, since they cost as much."""
+        size = 3 * self.size[0] * self.size[1]
+        while decoder.position is not None and decoder.position < index:
+            passed = decoder.position
+            if self._cache.has_room(size):
+                frame = decoder.next()
+                if frame is not None:
+                    self._cache.put((self._number, passed), self._check_size(frame, f"frame {passed} of {self.name}"))
+            else:
+                decoder.skip()
+        frame = decoder.next()
+        return None if frame is None else self._check_size(frame, f"frame {index} of {self.name}")
+
+
+class PictureSequence(_CachedVideo):
+    """Still pictures as a video."""
+
+    def __init__(self, files: Sequence[File], name: str, cache: FrameCache, frame_rate: float) -> None:
+        """Read the first picture.
+
+        Raises:
+            MediaError: it cannot be decoded.
+        """
+        super().__init__(name, cache)
+        self._files = tuple(files)
+        self._frame_rate = frame_rate
+        self.frame_count = len(self._files)
+        self.size = (0, 0)
+        _, height, width = self._decode(0).shape
+        self.size = (height, width)
+
+    def times(self, indices: Sequence[int]) -> Float64[Tensor, "t"]:
+        """Seconds from the first frame on, at the stated frame rate."""
+        return torch.as_tensor(np.asarray(indices, np.float64) / self._frame_rate)
+
+    def _decode(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        file = self._files[index]
+        decoder = Decoder(file)
+        try:
+            frame = decoder.first_frame()
+            if frame is None:
+                raise MediaError(f"frame {index} of {self.name}, the picture {file.path}, cannot be decoded")
+            rgb = decoder.to_rgb(frame)
+        finally:
+            decoder.close()
+        return self._check_size(rgb, f"{file.path}, frame {index} of {self.name},")
