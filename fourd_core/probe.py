@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 
 
 def probed(records: Sequence[Record], fresh: bool = False) -> list[Record]:
-    """The same records, each with the reason if its import fails; says on stderr when it has to look.
+    """The same records, each with the reason if its import fails; says on stderr when it has to look anew.
 
     Args:
         fresh: ask again even where the answer is known.
@@ -53,8 +53,9 @@ def probed(records: Sequence[Record], fresh: bool = False) -> list[Record]:
     known = {} if fresh else _read_cache()
     unknown = [record for key, record in hopeful.items() if not _still_holds(known.get(key), record)]
     if unknown:
-        names = ", ".join(sorted({record.distribution for record in unknown}))
-        sys.stderr.write(f"looking at plugins that are new or changed: {names}\n")
+        if not fresh:
+            names = ", ".join(sorted({record.distribution for record in unknown}))
+            sys.stderr.write(f"looking at plugins that are new or changed: {names}\n")
         known = _read_cache() | {
             key: {"stamp": _stamp(hopeful[key]), "environment": _environment(), "problem": problem}
             for key, problem in _ask(unknown).items()
