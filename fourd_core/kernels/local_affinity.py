@@ -1,0 +1,122 @@
+"""Pixel-adaptive local averaging: weights from a guide picture's local contrast, applied to maps again and again.
+
+Every pixel i has eight neighbours n at each dilation d: `(±d or 0, ±d or 0)` pixels away, beyond the border the nearest
+border pixel. With guide I, averaged over its channels,
+
+    weight_n(i) = softmax over n of  -|I(i) - I(n)| / (eps + sigma * std(i))
+    map(i)     <- sum over n of  weight_n(i) * map(n)
+
+where std is the unbiased deviation of the 3 x 3 values of all dilations, so that the centre counts once per dilation.
+Source: Araslanov and Roth, Single-Stage Semantic Segmentation from Image Labels, section 3.2 (PAMR;
+visinf/1-stage-wseg, models/mods/pamr.py); with another eps in google-research/lila.
+
+Both functions shift and accumulate: the 8 neighbours per dilation are views of one padded copy and never stand side by
+side in memory. They work in float32, or float64 for float64 inputs, and carry no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+NEIGHBOURS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
+"""Row and column steps in the order of the weights: row-major, the same for each dilation in turn."""
+
+
+@torch.no_grad()
+def local_affinity(
+    guide: Float[Tensor, "b c h w"], dilations: Sequence[int], sigma: float, eps: float
+) -> Float[Tensor, "b n h w"]:
+    """The weight of each pixel's neighbours, dilation by dilation in the order of `NEIGHBOURS`; they add up to 1.
+
+    Beside the result it needs memory for about six copies of the guide.
+
+    Args:
+        dilations: distances of the neighbours in pixels, each at least 1.
+        sigma: how many local standard deviations a contrast may have before a neighbour loses weight.
+        eps: added to the scaled deviation, in the guide's unit; what lies well below it counts as flat.
+    Raises:
+        ValueError: no dilation, or one below 1.
+    """
+    _require_dilations(dilations)
+    centre = guide.to(torch.promote_types(guide.dtype, torch.float32)).contiguous()
+    b, c, h, w = centre.shape
+    weights = centre.new_empty(b, len(NEIGHBOURS) * len(dilations), h, w)
+    scale = torch.add(eps, _deviation(centre, dilations), alpha=sigma).mul_(-c).reciprocal_()
+    for n, neighbour in enumerate(_shifted(centre, dilations)):
+        torch.sum((neighbour - centre).abs_().mul_(scale), dim=1, out=weights[:, n])
+    # A softmax in place: the weights are the largest tensor here and stand in memory once.
+    weights.sub_(weights.amax(1, keepdim=True)).exp_()
+    return weights.div_(weights.sum(1, keepdim=True))
+
+
+@torch.no_grad()
+def propagate(
+    maps: Float[Tensor, "b c h w"], weights: Float[Tensor, "b n h w"], dilations: Sequence[int], iterations: int
+) -> Float[Tensor, "b c h w"]:
+    """The maps after so many rounds of averaging with `local_affinity`'s weights, in the maps' dtype.
+
+    Beside the result it needs memory for about three copies of one sample of the batch on the CPU, of all elsewhere.
+
+    Raises:
+        ValueError: no dilation or one below 1; maps and weights that do not belong together.
+    """
+    _require_dilations(dilations)
+    b, _, h, w = maps.shape
+    if weights.shape != (b, len(NEIGHBOURS) * len(dilations), h, w):
+        raise ValueError(
+            f"weights of shape {tuple(weights.shape)} do not fit maps of shape {tuple(maps.shape)} "
+            f"with dilations {tuple(dilations)}"
+        )
+    result = torch.empty_like(maps, memory_format=torch.contiguous_format)
+    accurate = torch.promote_types(maps.dtype, torch.float32)
+    # One sample after the other keeps all of its rounds in a processor's cache; a GPU wants the whole batch at once.
+    together = 1 if maps.device.type == "cpu" else max(b, 1)
+    for start in range(0, b, together):
+        part = slice(start, start + together)
+        current, fixed = maps[part].to(accurate).contiguous(), weights[part].to(accurate)
+        for _ in range(iterations):
+            current = _averaged(current, fixed, dilations)
+        result[part] = current
+    return result
+
+
+def _averaged(maps: Tensor, weights: Tensor, dilations: Sequence[int]) -> Tensor:
+    """One round."""
+    average = torch.zeros_like(maps)
+    for n, neighbour in enumerate(_shifted(maps, dilations)):
+        average.addcmul_(weights[:, n : n + 1], neighbour)
+    return average
+
+
+def _deviation(guide: Tensor, dilations: Sequence[int]) -> Tensor:
+    """The unbiased standard deviation of every channel over the nine values of all dilations."""
+    total, squares = torch.zeros_like(guide), torch.zeros_like(guide)
+    for neighbour in _shifted(guide, dilations):
+        # Measured from the centre, whose own share is then 0, the variance is at least a ninth of the mean square:
+        # the difference below loses no digits and cannot become negative.
+        step = neighbour - guide
+        total += step
+        squares.addcmul_(step, step)
+    count = (len(NEIGHBOURS) + 1) * len(dilations)
+    return squares.addcmul_(total, total, value=-1 / count).div_(count - 1).sqrt_()
+
+
+def _shifted(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
+    """The map as each neighbour's values, a view each."""
+    h, w = maps.shape[-2:]
+    reach = max(dilations)
+    padded = F.pad(maps, (reach,) * 4, mode="replicate")
+    for dilation in dilations:
+        for dy, dx in NEIGHBOURS:
+            y, x = reach + dy * dilation, reach + dx * dilation
+            yield padded[..., y : y + h, x : x + w]
+
+
+def _require_dilations(dilations: Sequence[int]) -> None:
+    if not dilations or min(dilations) < 1:
+        raise ValueError(f"dilations must be one or more distances of at least 1 pixel, got {tuple(dilations)}")
