@@ -100,7 +100,8 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
     page = page_of(fill(tmp_path))
     for expected in (
         "lila tiny", "interrupted", "2 min 03 s", "fourd run 'lila tiny'", "fp32", "275f183 , with changes",
-        "Cue error lila tiny", "trained 0.5123 3 –", "untrained – – lila tiny", "Protocol pairs 36", "[224, 224]",
+        "Cue error lila tiny", "name L1 lila tiny EPE trained 0.5123 3 –", "untrained – – lila tiny",
+        "Protocol pairs 36", "[224, 224]",
         "pca frame 07", "loss 0.02", "lr 0.0001", "Apache-2.0", "2.13.0", "3.11.7", "name = '''lila tiny'''",
         "left out: 1",
     ):  # fmt: skip

@@ -86,7 +86,7 @@ class RunRecord:
 
 @attrs.frozen
 class Result:
-    """A table of an evaluation with the protocol it was measured under; a row is `{"name": ..., column: value}`."""
+    """A table of an evaluation with the protocol it was measured under; the first key of a row holds the row's name."""
 
     title: str = ""
     rows: list[dict[str, Any]] = attrs.field(factory=list)
@@ -95,8 +95,8 @@ class Result:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of all rows, in the order in which they first appear."""
-        return list(dict.fromkeys(column for row in self.rows for column in row if column != "name"))
+        """The columns of all rows, in the order in which they first appear; the rows' names come first."""
+        return list(dict.fromkeys(column for row in self.rows for column in row))
 
 
 @attrs.frozen
