@@ -27,6 +27,15 @@ States = dict[str, State]
 """The memories' states between two windows, by head name."""
 
 
+class NamedModules(nn.ModuleDict):
+    """A ModuleDict whose keys may be any word: a stage may be called "train", which is also a method of modules."""
+
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        if not key or "." in key:
+            raise RecipeError(f'"{key}" cannot be the name of a head, memory or stage: use a word without dots')
+        self._modules[key] = module
+
+
 class System(nn.Module):
     """Backbone, heads and memories with one forward for a window of frames; the backbone is frozen.
 
@@ -50,12 +59,12 @@ class System(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
-        self.heads = nn.ModuleDict(heads)
-        self.memories = nn.ModuleDict(memories or {})
+        self.heads = NamedModules(heads)
+        self.memories = NamedModules(memories or {})
         self.cues: dict[str, CueProvider] = dict(cues or {})
         self._learned_cues = nn.ModuleList(c for c in self.cues.values() if isinstance(c, nn.Module))
         self._learned_cues.requires_grad_(False)
-        self.objectives = nn.ModuleDict()
+        self.objectives = NamedModules()
         self.recipe = recipe
         self.train(False)
 
@@ -123,7 +132,7 @@ class System(nn.Module):
 
         for part in ("heads", "memories", "objectives"):
             own = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
-            module = self.get_submodule(part)
+            module: nn.Module = getattr(self, part)
             if part == "objectives":
                 own = {k: v for k, v in own.items() if k in module.state_dict()}
                 if not own:
@@ -135,8 +144,7 @@ class System(nn.Module):
         if self.recipe is None:
             raise RunError("a system that was not built from a recipe does not know how it was initialised")
         heads, memories = _build_heads(self.recipe, self.backbone)
-        system = System(self.backbone, heads, memories, self.cues, self.recipe).to(self.device)
-        return system
+        return System(self.backbone, heads, memories, self.cues, self.recipe).to(self.device)
 
     def predict(self, video: str, out: str | Path | None = None) -> Predictions:
         """Run over a whole video; see `fourd_core.streaming.predict_video`."""

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TOY_RECIPE, Fourd, shell_environment, write_video
+from helpers import TOY_RECIPE, Answer, Fourd, shell_environment, write_video
+
+from fourd_core.cli import main
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,15 +35,33 @@ def toy_recipe(tmp_path: Path, clip: Path) -> Path:
 
 
 @pytest.fixture
-def fourd(tmp_path: Path) -> Fourd:
-    """`fourd(*words)` runs the command in an empty folder and returns code, stdout and stderr."""
+def fourd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Fourd:
+    """`fourd(*words)` runs the command line in this process (`check`: the exit code that is expected)."""
 
-    def run(*words: object, check: int | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(*words: object, check: int | None = None) -> Answer:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COLUMNS", "160")
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        answer = Answer(code, *capfd.readouterr())
+        if check is not None:
+            assert answer.returncode == check, answer.stdout + answer.stderr
+        return answer
+
+    return run
+
+
+@pytest.fixture
+def fourd_process(tmp_path: Path) -> Fourd:
+    """The same in a process of its own, started as a user's shell would; options go to `subprocess.run`."""
+
+    def run(*words: object, check: int | None = None, **options: object) -> Answer:
         command = [sys.executable, "-m", "fourd_core", *map(str, words)]
         settings = {"cwd": tmp_path, "env": shell_environment(), "capture_output": True, "text": True, "timeout": 300}
-        result: subprocess.CompletedProcess[str] = subprocess.run(command, **{**settings, **options})  # type: ignore[call-overload]
+        result = subprocess.run(command, **{**settings, **options})  # type: ignore[call-overload]
+        answer = Answer(result.returncode, result.stdout, result.stderr)
         if check is not None:
-            assert result.returncode == check, result.stdout + result.stderr
-        return result
+            assert answer.returncode == check, answer.stdout + answer.stderr
+        return answer
 
     return run

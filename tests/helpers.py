@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -66,7 +66,15 @@ def write_video(path: Path, frames: int = 24, size: tuple[int, int] = (72, 96)) 
     return path
 
 
-Fourd = Callable[..., subprocess.CompletedProcess[str]]
+class Answer(NamedTuple):
+    """What a command left: its exit code and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Fourd = Callable[..., Answer]
 
 
 def shell_environment() -> dict[str, str]:

@@ -75,10 +75,12 @@ def test_video_without_frames(fourd: Fourd, toy_recipe: Path, tmp_path: Path) ->
     refuses(fourd, toy_recipe, "--set", "data.video=empty.mp4", says=("empty.mp4",))
 
 
-def test_plugin_that_raises_on_import(fourd: Fourd, toy_recipe: Path, broken_plugin: Path) -> None:
+def test_plugin_that_raises_on_import(fourd_process: Fourd, toy_recipe: Path, broken_plugin: Path) -> None:
     environment = {**broken_environment(broken_plugin)}
-    refuses(fourd, edited(toy_recipe, "toy_patches", "shattered"), says=("shattered", "glass"), env=environment)
-    fourd("run", edited(toy_recipe, "shattered", "toy_patches"), "train", "--out", "fine", check=0, env=environment)
+    refuses(fourd_process, edited(toy_recipe, "toy_patches", "shattered"), says=("shattered", "glass"), env=environment)
+    fourd_process(
+        "run", edited(toy_recipe, "shattered", "toy_patches"), "train", "--out", "fine", check=0, env=environment
+    )
 
 
 def test_nan_in_weights(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
@@ -117,15 +119,15 @@ def test_folder_of_something_else(fourd: Fourd, toy_recipe: Path, tmp_path: Path
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
-def test_file_size_limit_stops_in_one_sentence(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+def test_file_size_limit_stops_in_one_sentence(fourd_process: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))
 
-    result = fourd("run", toy_recipe, "train", "--out", "out", check=2, preexec_fn=limit)
+    result = fourd_process("run", toy_recipe, "train", "--out", "out", check=2, preexec_fn=limit)
     assert "cannot write" in result.stderr
     assert "Traceback" not in result.stderr
     assert not list((tmp_path / "out").rglob("*.part*"))
-    fourd("run", toy_recipe, "train", "--out", "out", check=0)  # with room again, it goes on
+    fourd_process("run", toy_recipe, "train", "--out", "out", check=0)  # with room again, it goes on
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ class TrainJob(Job):
     config: TrainConfig
 
     def prepare(self) -> None:
-        self.objective: Objective = self.system.get_submodule(f"objectives.{self.stage}")  # type: ignore[assignment]
+        self.objective: Objective = self.system.objectives[self.stage]  # type: ignore[assignment]
         trained = (self.system.heads, self.system.memories, self.objective)
         names = ("heads", "memories", f"objectives.{self.stage}")
         self.parameters: dict[str, nn.Parameter] = {
