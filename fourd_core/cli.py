@@ -19,7 +19,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 a mistake that was explained, 130 stopped by Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(words)
+    options = _parse(words)
     options.command_line = ["fourd", *words]
     try:
         return int(options.action(options))
@@ -32,6 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `fourd list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse; stages may also stand behind the options, where argparse alone does not look for them."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(words)
+    if rest and (not hasattr(options, "stages") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.stages += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
