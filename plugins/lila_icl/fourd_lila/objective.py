@@ -124,6 +124,11 @@ class LILA(Objective):
         pamr: PAMR.Config | None = attrs.field(factory=PAMR.Config)
         """How they are refined to the pixels of the view; None: bilinear upsampling."""
 
+        def __attrs_post_init__(self) -> None:
+            last = self.pamr.stages[-1].size if self.pamr is not None else None
+            if last is not None and tuple(last) != (self.view_size, self.view_size):
+                raise ValueError("the last of pamr's stages must have the view's own size: leave out its `size`")
+
     def __init__(self, config: Config, system: System) -> None:
         super().__init__()
         self.config = config

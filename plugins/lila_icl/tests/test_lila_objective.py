@@ -10,6 +10,7 @@ import torch
 from fourd_lila.distillation import pick_channels, random_channels
 from fourd_lila.in_context import predict, solve_readout
 from fourd_lila.objective import LILA
+from fourd_pamr import PAMR, Stage
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -250,6 +251,23 @@ def test_a_configuration_that_does_not_fit_the_system_is_refused(
 def test_nothing_to_learn_is_refused(config: LILA.Config, build: Build) -> None:
     with pytest.raises(ValueError, match="nothing to learn"):
         LILA(attrs.evolve(config, distill_channels=0), build({}))
+
+
+def test_distilled_features_are_refined_along_the_views_edges(config: LILA.Config, system: System, moving) -> None:
+    pamr = PAMR.Config(stages=(Stage(3, (16, 16)), Stage(2)))
+    objective = LILA(attrs.evolve(config, pamr=pamr), system)
+    batch = batch_of(objective, moving())
+    pairs = objective.prepare(system, batch, seeded())
+    views = batch["views"].flatten(0, 1) / 255
+    coarse = pairs.tokens[1].as_maps()[:, 0].unflatten(0, (2, 2))
+    coarse = pick_channels(coarse, pairs.channels[:, 5:] - 5)
+    refined = torch.nn.functional.normalize(PAMR(pamr)(coarse.flatten(0, 1), views), dim=1)
+    torch.testing.assert_close(pairs.cues[:, :, 5:].flatten(0, 1), refined)
+
+
+def test_refinement_must_end_at_the_views_size() -> None:
+    with pytest.raises(ValueError, match="the view's own size"):
+        LILA.Config(view_size=64, pamr=PAMR.Config(stages=(Stage(3, (32, 32)),)))
 
 
 @pytest.mark.parametrize("area", [(0.0, 1.0), (0.9, 0.5), (0.5, 1.2)])
