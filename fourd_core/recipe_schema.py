@@ -1,7 +1,5 @@
 """The schema of a recipe as attrs classes; what a component or a job adds to it is its own Config."""
 
-# ruff: noqa: RUF009 - `component` makes a field, not a default
-
 from __future__ import annotations
 
 import re

@@ -105,6 +105,7 @@ class Structurer:
         return self.hook(cls)(value, cls)
 
     def hook(self, t: Any) -> Hook:
+        """What structures values of a type."""
         if isinstance(t, type) and t not in (bool, int, float, str, StageConfig) and not attrs.has(t):
             _refuse_type(t)  # cattrs has lenient hooks of its own for Path, bytes, enums ...
         return self.converter.get_structure_hook(t)
@@ -269,8 +270,12 @@ def _build(cls: type[Any], values: dict[str, Any], found: list[Mistake]) -> Any:
         except (ValueError, TypeError) as error:
             reason = error
     partial = object.__new__(cls)
-    for name, value in values.items():
-        object.__setattr__(partial, name, value)
+    wrong_fields = {mistake.path[0] for mistake in found if mistake.path}
+    for field in attrs.fields(cls):
+        if field.name in values:
+            object.__setattr__(partial, field.name, values[field.name])
+        elif field.name not in wrong_fields and not isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
+            object.__setattr__(partial, field.name, field.default)
     for field in attrs.fields(cls):
         if field.name in values and field.validator is not None:
             try:

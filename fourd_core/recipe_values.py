@@ -74,10 +74,12 @@ def expectation(t: Any) -> str:
 
 
 def parsed(value: Any) -> Any:
+    """A `--set` value as TOML reads it; any other value as it is."""
     return value.parsed() if isinstance(value, Argument) else value
 
 
 def read_bool(value: Any, _: Any) -> bool:
+    """true or false, nothing like it."""
     value = parsed(value)
     if not isinstance(value, bool):
         raise mismatch(value, expectation(bool))
@@ -85,6 +87,7 @@ def read_bool(value: Any, _: Any) -> bool:
 
 
 def read_int(value: Any, _: Any) -> int:
+    """An integer; a truth value is none."""
     value = parsed(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise mismatch(value, expectation(int))
@@ -92,6 +95,7 @@ def read_int(value: Any, _: Any) -> int:
 
 
 def read_float(value: Any, _: Any) -> float:
+    """A number, an integer included."""
     value = parsed(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         with suppress(OverflowError):  # an integer beyond the floats
@@ -102,6 +106,7 @@ def read_float(value: Any, _: Any) -> float:
 
 
 def read_str(value: Any, _: Any) -> str:
+    """A text; of a `--set` value as it stands, or as TOML where it is quoted."""
     if isinstance(value, Argument) and value[:1] in ("'", '"'):
         value = value.parsed()
     if not isinstance(value, str):
@@ -110,6 +115,7 @@ def read_str(value: Any, _: Any) -> str:
 
 
 def choice_hook(t: Any) -> Hook:
+    """One of the values of a Literal."""
     choices = get_args(t)
 
     def structure(value: Any, _: Any) -> Any:
@@ -124,6 +130,7 @@ def choice_hook(t: Any) -> Hook:
 
 
 def read_location(value: Any, _: Any) -> Location:
+    """A location, a relative path made absolute from the folder that its text came from."""
     text = read_str(value, str)
     if not text:
         raise mismatch(text, expectation(Location))

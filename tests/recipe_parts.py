@@ -38,6 +38,7 @@ class Decoder:
         bias: bool = True
         mode: Literal["bilinear", "nearest"] = "bilinear"
         label: str | None = None
+        order: Literal[1, 2] = 1
         window: Window = Window()
         scales: dict[str, float] = attrs.field(factory=dict)
 
@@ -84,7 +85,7 @@ class Predict:
 
 PARTS: dict[str, dict[str, type[Any]]] = {
     "backbones": {"grid": Grid},
-    "heads": {"decoder": Decoder, "linear": Linear, "careless": Careless},
+    "heads": {"decoder": Decoder, "other_decoder": Decoder, "linear": Linear, "careless": Careless},
     "memories": {"linear": Linear},
     "cues": {"linear": Linear},
     "datasets": {"video": Video, "linear": Linear},

@@ -162,6 +162,28 @@ def test_any_values_survive_the_way_to_toml_and_back(**values: Any) -> None:
     assert parse(dumps(recipe), resolver=Parts()) == recipe
 
 
+KEYS = ["backbone", "heads", "data", "stages", "seed", "use", "job", "x", "taps", "window", "objective", "label"]
+WORDS = ["grid", "decoder", "video", "train", "predict", "regression", "none", "${env:", "~", "", "é\n"]
+SCALARS = st.sampled_from(WORDS) | st.integers() | st.floats() | st.booleans() | st.dates()
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(KEYS), TREES, max_size=6), st.lists(st.sampled_from(KEYS), min_size=1, max_size=3)
+)
+def test_any_tables_give_a_recipe_or_complaints_of_a_line_each(tables: dict[str, Any], keys: list[str]) -> None:
+    try:
+        recipe = parse(tables, [f"{'.'.join(keys)}={tables}".replace("\n", "")], resolver=Parts())
+    except RecipeError as error:
+        assert all(line.startswith(("recipe: ", "--set ")) for line in str(error).split("\n")), error
+    else:
+        assert parse(dumps(recipe), resolver=Parts()) == recipe
+
+
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
@@ -182,11 +204,20 @@ def test_any_values_survive_the_way_to_toml_and_back(**values: Any) -> None:
             'r.toml:8: heads.x.mode: found the text "bilinaer", expected one of "bilinear", "nearest"; '
             'did you mean "bilinear"?',
         ),
+        ("order = true", "r.toml:8: heads.x.order: found true, expected one of 1, 2"),
         ("window = 3", "r.toml:8: heads.x.window: found the number 3, expected a table"),
         ("window.frame = 3", 'r.toml:8: heads.x.window.frame: unknown key; did you mean "frames"?'),
         (
             "[heads.x.window]\nframes = 4\noverlap = 4",
             "r.toml:10: heads.x.window.overlap: 4 frames of overlap do not fit into a window of 4",
+        ),
+        (
+            "window.overlap = 99",
+            "r.toml:8: heads.x.window.overlap: 99 frames of overlap do not fit into a window of 16",
+        ),
+        (
+            'window = { frames = "4", overlap = 99 }',
+            'r.toml:8: heads.x.window.frames: found the text "4", expected an integer',
         ),
         ("scales.a = true", "r.toml:8: heads.x.scales.a: found true, expected a number"),
         ("scales = [1]", "r.toml:8: heads.x.scales: found a list, expected a table"),

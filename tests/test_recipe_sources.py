@@ -136,6 +136,15 @@ def test_mistakes_name_the_file_that_made_them(load: Load) -> None:
     ]
 
 
+def test_what_was_replaced_or_removed_is_not_named(load: Load) -> None:
+    missing = "heads.depth.taps: missing; its table needs a list, each item an integer"
+    assert complaints(load, top=extending('[heads.depth]\nuse = "other_decoder"\n')) == [f"/top/top.toml:2: {missing}"]
+    assert complaints(load, top=extending('remove = "heads.depth.taps"')) == [f"/top/../base/base.toml:5: {missing}"]
+    assert complaints(load, 'heads.depth={use="decoder", taps=["x"]}') == [
+        '--set heads.depth={use="decoder", taps=["x"]}: heads.depth.taps[0]: found the text "x", expected an integer'
+    ]
+
+
 def test_extends_that_cannot_be_followed(load: Load) -> None:
     assert complaints(load, top='\nextends = "no.toml"\n') == [
         "/top/top.toml:2: extends: there is no file /top/no.toml"
@@ -179,6 +188,8 @@ def test_set_is_typed_by_the_schema(load: Load, tmp_path: Path) -> None:
 def test_the_later_set_wins_and_goes_into_tables_of_earlier_ones(load: Load) -> None:
     recipe = load("seed=3", "seed=4", 'heads.flow={use="decoder", taps=[1]}', "heads.flow.taps=[9]")
     assert (recipe.seed, recipe.heads["flow"].config.taps) == (4, (9,))
+    for none in ("none", '"none"'):
+        assert load(f"heads.depth.label={none}").heads["depth"].config.label is None
 
 
 def test_wrong_sets_are_named(load: Load) -> None:
