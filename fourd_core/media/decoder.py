@@ -89,8 +89,7 @@ class Decoder:
                 self._source = self._file.open()
                 container = av.open(self._source, "r")
         except av.error.FFmpegError as error:
-            reason = (error.strerror or str(error)).strip().rstrip(".")
-            raise MediaError(f"{name} is not a video that FFmpeg can read, or it is cut off ({reason})") from error
+            raise MediaError(f"{name} {self._why_unreadable(error)}") from error
         stream = next((stream for stream in container.streams.video), None)
         if stream is None:
             raise MediaError(f"{name} has no video stream")
@@ -99,6 +98,14 @@ class Decoder:
                 other.discard = Discard.all
         stream.thread_type = "AUTO"
         return container, stream
+
+    def _why_unreadable(self, error: av.error.FFmpegError) -> str:
+        with self._file.open() as handle:
+            head = handle.read(12)
+        if head[4:8] == b"ftyp":
+            return "is an MP4 file without its index: it is cut off or still being written; copy it again"
+        reason = (error.strerror or str(error)).strip().rstrip(".")
+        return f"is not a video that FFmpeg can read ({reason})"
 
     def _packets_from(self, start: Start) -> Iterator[Packet[VideoStream]] | None:
         """The stream's packets from a keyframe on; None where demuxing does not meet it."""

@@ -71,9 +71,10 @@ def is_picture(path: str) -> bool:
     return path.lower().endswith(PICTURE_SUFFIXES)
 
 
-def natural_key(text: str) -> list[tuple[int, str]]:
+def natural_key(text: str) -> list[tuple[bool, int, str]]:
     """A sort key by which `frame2` comes before `frame10`."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text) if part]
+    parts = [part for part in re.split(r"(\d+)", text) if part]
+    return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from types import TracebackType
 import av
 import numpy as np
 from av.container import OutputContainer
+from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from torch import Tensor
@@ -76,14 +77,25 @@ class VideoWriter:
         """
         height, width = (side + side % 2 for side in frames.shape[-2:])
         if self._stream is None:
-            self._stream = self._container.add_stream("libx264", rate=self._rate, options=self._options)
-            self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
-        if (height, width) != (self._stream.height, self._stream.width):
-            raise ValueError(
-                f"the video has frames of {(self._stream.height, self._stream.width)}, not {(height, width)}"
+            self._stream = self._new_stream(height, width)
+        size = self._stream.height, self._stream.width
+        if (height, width) != size:
+            raise ValueError(f"the video has frames of {size}, not {(height, width)}")
+        padding = ((0, height - frames.shape[-2]), (0, width - frames.shape[-1]), (0, 0))
+        for rgb in frames.permute(0, 2, 3, 1).cpu().numpy():
+            picture = av.VideoFrame.from_ndarray(
+                np.ascontiguousarray(np.pad(rgb, padding, mode="edge")), format="rgb24"
             )
-        for rgb in frames.permute(0, 2, 3, 1).contiguous().cpu().numpy():
-            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+            picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            self._container.mux(self._stream.encode(picture))
+
+    def _new_stream(self, height: int, width: int) -> VideoStream:
+        stream = self._container.add_stream("libx264", rate=self._rate, options=self._options)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        # Players guess the matrix from the size where the file does not say it.
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = Colorspace.ITU709
+        return stream
 
     @contextmanager
     def _open(self) -> Iterator[OutputContainer]:
