@@ -83,14 +83,14 @@ def test_apply_averages_when_it_shrinks() -> None:
 def test_the_picture_lies_where_the_coordinates_say(view: View) -> None:
     """Resizing a linear picture gives a linear one: its value at a view pixel is that pixel's place in the video.
 
-    Up to a twentieth of a pixel: the antialiasing filter's weights are sampled at whole pixels.
+    Up to 0.08 pixels: the antialiasing filter's weights are sampled at whole pixels.
     """
     place = coordinates(60, 100) / 128
     seen = view.apply(place[None])[0] * 128
     expected = view.to_video(coordinates(*view.size).permute(1, 2, 0)).permute(2, 0, 1)
     inside = (expected[0] > 4) & (expected[0] < 96) & (expected[1] > 4) & (expected[1] < 56)  # edges are averaged
     assert inside.float().mean() > 0.3
-    assert (seen - expected)[:, inside].abs().max() < 0.06
+    assert (seen - expected)[:, inside].abs().max() < 0.08
 
 
 @pytest.mark.parametrize("view", [short_side((60, 100), 32), center((60, 100), 32), exact((60, 100), (128, 96))])
