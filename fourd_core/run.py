@@ -148,7 +148,7 @@ def run_recipe(recipe: Recipe, folder: Path, stages: Sequence[str] = (), command
         raise
     finally:
         run.hooks.run_finished(run=run, status=status)
-        _write_report(run)
+        _write_report(run, needed=status == "done")
     return run
 
 
@@ -177,10 +177,15 @@ def _run_stage(run: Run, name: str, job: Job) -> None:
     run.hooks.stage_finished(run=run, stage=name)
 
 
-def _write_report(run: Run) -> None:
+def _write_report(run: Run, needed: bool) -> None:
     from fourd_core.report.page import write_report
 
-    write_report(run.folder)
+    try:
+        write_report(run.folder)
+    except RunError:
+        if needed:
+            raise
+        # The disk that stopped the run refuses the page about it too; the first complaint counts.
 
 
 def open_run(recipe: Recipe, folder: Path, command: Sequence[str], system: System) -> Run:
