@@ -1,0 +1,67 @@
+"""The parts of a dense prediction transformer's decoder, with the module names of the official checkpoints.
+
+Source: Ranftl et al., Vision Transformers for Dense Prediction (arXiv 2103.13413); google-research/lila, dpt_lila.py.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def resized(x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c H W"]:
+    """Bilinear, the corner pixels' centres on the corner pixels' centres."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def reassembly(channels: int, factor: float) -> nn.Module:
+    """The layer that resamples a tap's map: learned enlargement by a whole number, learned halving, or nothing for 1.
+
+    Raises:
+        ValueError: another factor.
+    """
+    if factor == 1:
+        return nn.Identity()
+    if factor == 0.5:
+        return nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+    if factor > 1 and factor == int(factor):
+        return nn.ConvTranspose2d(channels, channels, kernel_size=int(factor), stride=int(factor))
+    raise ValueError(f"a map is reassembled by a whole number or by 0.5, got {factor}")
+
+
+class ResidualConvUnit(nn.Module):
+    """Two 3x3 convolutions, each after a ReLU, added to their input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The refined map."""
+        out: Tensor = x + self.conv2(F.relu(self.conv1(F.relu(x)), inplace=True))
+        return out
+
+
+class FeatureFusion(nn.Module):
+    """The coarser levels' map joined with the next finer level's, refined and resized.
+
+    The deepest level has nothing to be joined with. It has its `resConfUnit1` all the same, frozen and unused, because
+    every official file has it.
+    """
+
+    def __init__(self, channels: int, deepest: bool = False) -> None:
+        super().__init__()
+        self.out_conv = nn.Conv2d(channels, channels, kernel_size=1)
+        self.resConfUnit1 = ResidualConvUnit(channels).requires_grad_(not deepest)
+        self.resConfUnit2 = ResidualConvUnit(channels)
+
+    def forward(
+        self, level: Float[Tensor, "b c h w"], coarser: Float[Tensor, "b c h w"] | None, size: tuple[int, int]
+    ) -> Float[Tensor, "b c H W"]:
+        """The fused map at `size`; `level` alone where there is nothing coarser."""
+        fused = level if coarser is None else coarser + self.resConfUnit1(level)
+        # The reference resizes first. A 1x1 convolution commutes with weights that add up to 1, and has four times
+        # fewer pixels to go over before.
+        return resized(self.out_conv(self.resConfUnit2(fused)), size)

@@ -1,0 +1,150 @@
+"""LILA's pixel decoder: four taps of a backbone to features for every pixel, each frame by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fourd_core.data import Clip, Prediction, Tokens
+from fourd_core.interfaces import BackboneSpec, Head, PretrainedWeights
+from fourd_core.recipe import Location
+from fourd_core.weights import load_weights, read_state_dict
+from fourd_dpt3d.blocks import FeatureFusion, reassembly, resized
+
+LEVELS = 4
+OTHER_PARTS = ("pretrained.", "depth_net.", "flow.", "pamr.")
+"""What LILA's training saves beside the decoder: encoder and teachers."""
+
+
+class PixelDecoder(Head):
+    """DPT decoder of LILA: pixel features from four taps of a backbone.
+
+    The defaults fit DINOv2 ViT-S. The state dict has the names of LILA's files, `latent_head.*` and `fnorm.*`.
+    Source: LILA paper, architecture; google-research/lila, dpt_lila.py (SmallDPTHead).
+    """
+
+    @attrs.frozen
+    class Config:
+        taps: tuple[int, int, int, int] = (2, 5, 8, 11)
+        """The backbone's layers to read, shallow to deep; negative numbers count from the last."""
+        features: int = 256
+        """Channels inside the decoder, even; the prediction has half as many."""
+        out_channels: tuple[int, int, int, int] = (48, 96, 192, 384)
+        """Channels to which each tap is projected before it is reassembled."""
+        reassemble: tuple[float, float, float, float] = (4, 2, 1, 0.5)
+        """How each tap's map is resampled: a whole number enlarges, 0.5 halves, 1 keeps; all 1 for a pyramid."""
+        weights: Location | None = None
+        """A LILA checkpoint; none: the decoder starts at random."""
+
+        def __attrs_post_init__(self) -> None:
+            for name in ("taps", "out_channels", "reassemble"):
+                if len(getattr(self, name)) != LEVELS:
+                    raise ValueError(f"{name} must have {LEVELS} entries, got {len(getattr(self, name))}")
+            if self.features < 2 or self.features % 2:
+                raise ValueError(f"features must be a positive even number, got {self.features}")
+            if min(self.out_channels) < 1:
+                raise ValueError(f"out_channels must be positive, got {tuple(self.out_channels)}")
+
+    def __init__(self, config: Config, backbone: BackboneSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.taps = tuple(backbone.tap(number) for number in config.taps)
+        self.channels = config.features // 2
+        for tap in self.taps:
+            if (frames := backbone.taps[tap].stride[0]) != 1:
+                raise ValueError(f"the decoder needs one map per frame, and tap {tap} has one per {frames} frames")
+        dims = [backbone.taps[tap].dim for tap in self.taps]
+        self.latent_head = FusionDecoder(dims, config.out_channels, config.reassemble, config.features)
+        # In LILA's training the norm's scale and shift belong to no optimiser: the read-out is linear and absorbs them.
+        self.fnorm = nn.LayerNorm(self.channels, eps=1e-5).requires_grad_(False)
+
+    @classmethod
+    def example(cls) -> Any:
+        """A narrow decoder."""
+        return cls.Config(features=16, out_channels=(8, 8, 16, 16))
+
+    def pretrained(self) -> PretrainedWeights | None:
+        """The configured checkpoint."""
+        if self.config.weights is None:
+            return None
+        return PretrainedWeights(self.config.weights, licence="not stated by its publisher", source="LILA")
+
+    def load_pretrained(self) -> None:
+        """Read the decoder's part of the configured checkpoint.
+
+        Raises:
+            WeightsError: missing, damaged, unsafe, NaN, or another decoder's; says which settings it was made with.
+        """
+        if self.config.weights is None:
+            return
+        state = read_state_dict(self.config.weights)
+        found = looks_like(state)
+        advice = f"It is a decoder with {found}: set these, or take another file" if found else ""
+        load_weights(self, state, location=self.config.weights, ignore_prefixes=OTHER_PARTS, advice=advice)
+
+    def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
+        """Features of every pixel, at the clip's own size, with mean 0 and variance 1 over the channels."""
+        maps = [tokens[tap].as_maps() for tap in self.taps]
+        b, t = maps[0].shape[:2]
+        decoded = self.latent_head([m.flatten(0, 1) for m in maps], clip.size)
+        # Channels lie innermost in memory all the way from the tokens, so that this permutation moves nothing.
+        normed = self.fnorm(decoded.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return Prediction(normed.unflatten(0, (b, t)))
+
+
+class FusionDecoder(nn.Module):
+    """Four maps, shallow to deep, to one map of any size: `latent_head` of the official files.
+
+    Args:
+        dims: channels of the four maps.
+        out_channels: channels to which they are projected.
+        reassemble: by how much each is resampled afterwards.
+        features: channels of the fusion; the answer has half as many.
+    """
+
+    def __init__(
+        self, dims: Sequence[int], out_channels: Sequence[int], reassemble: Sequence[float], features: int
+    ) -> None:
+        super().__init__()
+        half = features // 2
+        self.projects = nn.ModuleList([nn.Conv2d(dim, c, 1) for dim, c in zip(dims, out_channels, strict=True)])
+        self.resize_layers = nn.ModuleList([reassembly(c, f) for c, f in zip(out_channels, reassemble, strict=True)])
+        self.scratch = nn.ModuleDict(
+            {f"layer{n}_rn": nn.Conv2d(c, features, 3, padding=1, bias=False) for n, c in enumerate(out_channels, 1)}
+            | {f"refinenet{n}": FeatureFusion(features, deepest=n == LEVELS) for n in range(1, LEVELS + 1)}
+            | {
+                "output_conv1": nn.Conv2d(features, half, 3, padding=1),
+                "output_conv2": nn.Sequential(
+                    nn.Conv2d(half, half, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(half, half, 1)
+                ),
+            }
+        )
+
+    def forward(self, maps: Sequence[Float[Tensor, "b _ _ _"]], size: tuple[int, int]) -> Float[Tensor, "b d H W"]:
+        """The decoded map at `size`."""
+        levels = self.levels(maps)
+        fused: Tensor | None = None
+        for n in range(LEVELS, 0, -1):
+            level = levels[n - 1]
+            h, w = levels[n - 2].shape[-2:] if n > 1 else (2 * level.shape[-2], 2 * level.shape[-1])
+            fused = self.scratch[f"refinenet{n}"](level, fused, (h, w))
+        decoded: Tensor = self.scratch["output_conv2"](resized(self.scratch["output_conv1"](fused), size))
+        return decoded
+
+    def levels(self, maps: Sequence[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, "b c _ _"]]:
+        """Each map projected, reassembled and brought to the fusion's width."""
+        layers = zip(maps, self.projects, self.resize_layers, strict=True)
+        return [self.scratch[f"layer{n}_rn"](resize(project(x))) for n, (x, project, resize) in enumerate(layers, 1)]
+
+
+def looks_like(state: Mapping[str, Tensor]) -> str | None:
+    """The settings of the decoder that a LILA checkpoint holds, or None where it seems to hold none."""
+    keys = ["latent_head.scratch.output_conv1.weight"] + [f"latent_head.projects.{n}.weight" for n in range(LEVELS)]
+    if any(key not in state for key in keys):
+        return None
+    out_channels = [state[key].shape[0] for key in keys[1:]]
+    return f"features = {state[keys[0]].shape[1]}, out_channels = {out_channels}"
