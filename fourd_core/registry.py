@@ -102,7 +102,7 @@ def is_selected(distribution: str) -> bool:
     chosen = os.environ.get("FOURD_PLUGINS")
     if chosen is None or distribution == CORE:
         return True
-    names = {normalised(name) for name in chosen.split(",")}
+    names = {normalised(name.strip()) for name in chosen.split(",")}
     return distribution in names or distribution.removeprefix(PREFIX) in names
 
 
