@@ -32,10 +32,10 @@ class Argument(Text):
     def parsed(self) -> Any:
         """The value read as TOML, or the text itself where it is none."""
         try:
-            data = tomllib.loads(f"value = {self}")
+            data = with_base(tomllib.loads(f"value = {self}"), self.base)
         except (ValueError, RecursionError):
             return self
-        return with_base(data["value"], self.base) if len(data) == 1 else self
+        return data["value"] if len(data) == 1 else self
 
 
 @attrs.frozen(order=True)

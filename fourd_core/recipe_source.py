@@ -32,6 +32,9 @@ TAGS = ("use", "job")
 IMPLIED: Mapping[KeyPath, str] = {("data",): "video"}
 """Tables that may leave their `use` out, and what it then is."""
 
+DEEPEST = 100
+"""Levels of nesting; far below what Python's stack can take, far above what a recipe needs."""
+
 _VARIABLE = re.compile(
     r"(?P<escape>\$\$\{env:)|\$\{env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}|(?P<damaged>\$\{env:)"
 )
@@ -46,6 +49,9 @@ def read_text(text: str, name: str, base: Path) -> Document:
     text = text.replace("\r\n", "\n")
     try:
         data = tomllib.loads(text)
+        lines = {(): 1, **key_lines(text)}
+        if max(map(len, lines)) > DEEPEST:
+            raise RecursionError
     except RecursionError:
         raise RecipeError(f"{name}: this TOML is nested too deeply") from None
     except ValueError as error:
@@ -56,7 +62,6 @@ def read_text(text: str, name: str, base: Path) -> Document:
         else:
             where = f"{name}:{len(text.splitlines()) or 1}: the end of the file"
         raise RecipeError(f"{where}: this is not valid TOML: {reason[:1].lower()}{reason[1:]}") from None
-    lines = {(): 1, **key_lines(text)}
     return Document(with_base(data, base), {path: Origin(name, line) for path, line in lines.items()})
 
 
