@@ -85,7 +85,7 @@ def load_weights(
             + ". "
             + (advice or "It was made for another network or another size: correct the weights' location or the config")
         )
-    module.load_state_dict({key: value.to(own[key].dtype) for key, value in given.items()}, strict=False)
+    module.load_state_dict(given, strict=False)  # copies into the tensors that are there, which keep their dtype
 
 
 def sha256_of(location: str) -> str:

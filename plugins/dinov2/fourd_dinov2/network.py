@@ -180,7 +180,7 @@ class VisionTransformer(nn.Module):
         table = self.pos_embed.to(torch.promote_types(self.pos_embed.dtype, torch.float32))
         if h == w == self.side:
             return table
-        grid = table[:, 1:].unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
+        grid = table[:, 1:].mT.reshape(1, -1, self.side, self.side)
         if self.register_tokens is not None:
             grid = F.interpolate(grid, size=(h, w), mode="bicubic", antialias=True)
         else:

@@ -54,11 +54,11 @@ def test_tokens_lie_in_time_row_column_order() -> None:
     model, frames = backbone(), torch.rand(2, 3, 3, 28, 42)
     with torch.no_grad():
         maps = model(frames, [2])[2].as_maps()
-        alone = model(frames[1:, 2:], [2])[2].as_maps()
+        alone = model(frames[1:, :1], [2])[2].as_maps()
         patch = model.network.patch_embed(model.normalise(frames[1, 2])[None, :, 14:28, 28:42])
         row_major = model.network.patch_embed(model.normalise(frames[1, 2])[None])
     assert maps.shape == (2, 3, 32, 2, 3)
-    torch.testing.assert_close(maps[1, 2], alone[0, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(maps[1, 0], alone[0, 0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(row_major[0, 5], patch[0, 0], rtol=1e-5, atol=1e-6)
 
 

@@ -1,0 +1,1 @@
+"""EfficientNet-Lite0 as a backbone whose pretrained weights come with a package."""
