@@ -230,7 +230,7 @@ def _restore(run: Run, system: System) -> None:
 
 
 def _first_difference(old: str, new: str) -> str:
-    pairs = zip(old.splitlines() + [""], new.splitlines() + [""], strict=False)
+    pairs = zip([*old.splitlines(), ""], [*new.splitlines(), ""], strict=False)
     before, now = next(((a, b) for a, b in pairs if a != b), ("", ""))
     return f"there: {before.strip() or 'nothing'}; now: {now.strip() or 'nothing'}"
 

@@ -11,7 +11,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourd_core.recipe_lines import KeyPath, key_lines, split_key
+from fourd_core.recipe.lines import KeyPath, key_lines, split_key
 
 ODD = '''\
 # [not.a.table]

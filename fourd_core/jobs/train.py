@@ -1,7 +1,7 @@
 """The training loop: an objective's samples and losses, AdamW, and a state that survives a kill at any moment.
 
-Every random draw comes from a generator seeded by (recipe seed, stage, sample number), the learning rate is a function of
-the step, and checkpoints are whole or absent; so a run that was killed ends with the same bits as one that was not.
+Every random draw comes from a generator seeded by (recipe seed, stage, sample number), the learning rate is a function
+of the step, and checkpoints are whole or absent; so a run that was killed ends with the same bits as one that was not.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ import attrs
 import cattrs
 
 from fourd_core.errors import PluginError
-from fourd_core.recipe_document import Argument, Mistake, describe, did_you_mean
-from fourd_core.recipe_schema import SLOT, ComponentConfig, Location, Slot, StageConfig
-from fourd_core.recipe_values import (
+from fourd_core.recipe.document import Argument, Mistake, describe, did_you_mean
+from fourd_core.recipe.schema import SLOT, ComponentConfig, Location, Slot, StageConfig
+from fourd_core.recipe.values import (
     NONE,
     UNIONS,
     Hook,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fourd_core.errors import RecipeError
-from fourd_core.recipe_document import (
+from fourd_core.recipe.document import (
     Argument,
     Document,
     Mistake,
@@ -25,7 +25,7 @@ from fourd_core.recipe_document import (
     on_one_line,
     with_base,
 )
-from fourd_core.recipe_lines import KeyPath, key_lines, split_key
+from fourd_core.recipe.lines import KeyPath, key_lines, split_key
 
 TAGS = ("use", "job")
 """The keys that choose what their table configures."""

@@ -1,8 +1,8 @@
 """Recipes: TOML that names components and sets their keys, structured strictly into attrs.
 
-Importing this loads neither torch nor a plugin. `recipe_schema` says what a recipe is made of; `recipe_source` makes a
-`recipe_document` of files, `extends` and `--set`, with the line of each key from `recipe_lines`; `recipe_structure` and
-`recipe_values` fit it to the schema. docs/recipes.md is the user's page.
+Importing this loads neither torch nor a plugin. `schema` says what a recipe is made of; `source` makes a
+`document` of files, `extends` and `--set`, with the line of each key from `lines`; `structure` and
+`values` fit it to the schema. docs/recipes.md is the user's page.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 import tomli_w
 
-from fourd_core.recipe_document import Document, Origin, with_base
-from fourd_core.recipe_schema import ComponentConfig, Location, Recipe, StageConfig, component, components
-from fourd_core.recipe_source import expand, override, read_file, read_text, with_parents
-from fourd_core.recipe_structure import Installed, Resolver, Structurer
-from fourd_core.recipe_values import Mistakes, plain
+from fourd_core.recipe.document import Document, Origin, with_base
+from fourd_core.recipe.schema import ComponentConfig, Location, Recipe, StageConfig, component, components
+from fourd_core.recipe.source import expand, override, read_file, read_text, with_parents
+from fourd_core.recipe.structure import Installed, Resolver, Structurer
+from fourd_core.recipe.values import Mistakes, plain
 
 __all__ = [
     "ComponentConfig",

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from fourd_core.errors import RecipeError
-from fourd_core.recipe_lines import KeyPath
+from fourd_core.recipe.lines import KeyPath
 
 
 class Text(str):

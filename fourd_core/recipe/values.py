@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
 import attrs
 
-from fourd_core.recipe_document import Argument, Mistake, Text, describe, did_you_mean
-from fourd_core.recipe_schema import ComponentConfig, Location, StageConfig
-from fourd_core.recipe_source import escape
+from fourd_core.recipe.document import Argument, Mistake, Text, describe, did_you_mean
+from fourd_core.recipe.schema import ComponentConfig, Location, StageConfig
+from fourd_core.recipe.source import escape
 
 Hook = Callable[[Any, Any], Any]
 """(value, type) to the structured value, or `Mistakes` with paths relative to the value."""
