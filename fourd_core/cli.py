@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command needs it: `fourd --help` and `fourd list` stay instant."""
+"""The command line. Nothing heavy is imported before a command needs it: `fourd --help`, `fourd list` stay instant."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fourd_core import __version__
 from fourd_core.errors import FourdError
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, name, action, text):  # type: ignore[no-untyped-def] # argparse has no public type for `commands`
+def _command(commands: Any, name: str, action: Callable[[argparse.Namespace], int], text: str) -> Any:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     command.set_defaults(action=action)
     return command

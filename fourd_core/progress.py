@@ -17,7 +17,7 @@ QUIET_SECONDS = 10.0
 
 
 def track(items: Iterable[T], label: str, total: int, done: int = 0) -> Iterator[T]:
-    """Yield `items` while showing how many of `total` are done (`done` of them before the start) and how long is left."""
+    """Yield `items`, showing how many of `total` are done (`done` of them before the start) and how long is left."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (

@@ -43,10 +43,10 @@ def windows(frame_count: int, window: int, stride: int, first: int = 0) -> Itera
 
 
 class Finished(NamedTuple):
-    """Predictions of `count` frames from frame `first` on, which no later window changes."""
+    """Predictions of `frames` frames from frame `first` on, which no later window changes."""
 
     first: int
-    count: int
+    frames: int
     predictions: Predictions
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
@@ -77,7 +77,7 @@ class System(nn.Module):
     @property
     def taps(self) -> tuple[int, ...]:
         """The backbone layers that some head reads."""
-        return tuple(sorted({tap for head in self.heads.values() for tap in head.taps}))
+        return tuple(sorted({tap for head in self.heads.values() for tap in cast(Head, head).taps}))
 
     def train(self, mode: bool = True) -> System:
         """Switch heads, memories and objectives; the frozen backbone and the teachers stay in evaluation mode."""
@@ -111,7 +111,7 @@ class System(nn.Module):
             if name not in self.memories:
                 predictions[name] = head(tokens, clip)
                 continue
-            memory = self.memories[name]
+            memory = cast(Memory, self.memories[name])
             state = states[name] if name in states else memory.initial(tokens)
             predictions[name] = head(memory.read(state, tokens), clip)
             kept[name] = memory.update(state, tokens, predictions[name], shift)
