@@ -12,6 +12,7 @@ from fourd_lila.cue_error import LILACueError, encoder_features
 from fourd_lila.in_context import predict
 from fourd_lila.objective import LILA
 
+from fourd_core.data import Clip, CueMaps
 from fourd_core.errors import RunError
 from fourd_core.interfaces import CueProvider
 from fourd_core.randomness import generator_for
@@ -99,3 +100,32 @@ def test_a_system_without_the_objective_needs_one_in_the_recipe(system: System, 
         LILACueError(LILACueError.Config(stage="learn", pairs=2)).measure(system, moving())
     given = LILACueError(LILACueError.Config(stage="learn", pairs=2, objective=config)).measure(system, moving())
     assert given == expected
+
+
+def test_places_where_a_teacher_is_not_trusted_are_not_counted(
+    build: Build, cues: dict[str, CueProvider], untrusted: CueProvider, config: LILA.Config, moving
+) -> None:
+    class HalfTrusted(type(untrusted)):
+        """The picture, but nothing is known about the left half of its frames."""
+
+        def __call__(self, clip: Clip) -> CueMaps:
+            left = torch.arange(clip.size[1]) < clip.size[1] // 2
+            values = torch.where(left, 0, clip.frames)
+            return CueMaps(values, "map", (~left).expand_as(values)[:, :, :1])
+
+    system = build({"flow": cues["flow"], "half": HalfTrusted()})
+    objective = system.objectives["learn"] = LILA(attrs.evolve(config, flip=0.0), system)
+    row = LILACueError(LILACueError.Config(stage="learn", pairs=1)).measure(system, moving()).rows[0]
+    sample = objective.sample(moving(), "held_out", generator_for(0, "cue error pair", 0))
+    pairs = objective.prepare(
+        system, {k: v[None] for k, v in sample.items()}, generator_for(0, "cue error channels", 0)
+    )
+    features = objective.features(system, pairs)
+    error = (predict(features[:, 0], objective.solved_readout(features[:, 1], pairs)) - pairs.cues[:, 0]).abs()[:, 2:5]
+    valid = pairs.valid[:, 0, 2:5]
+    assert 0.1 < valid.float().mean() < 0.9
+    assert (
+        row["half"]
+        == pytest.approx(error[valid].mean().item(), abs=2e-5)
+        != pytest.approx(error.mean().item(), abs=2e-5)
+    )
