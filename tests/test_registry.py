@@ -275,7 +275,7 @@ PROBE = """
 import json, sys
 from fourd_core import probe, registry
 probe.TIMEOUT = 20.0
-records = [r for r in probe.probed(registry.records(), fresh={fresh}) if r.distribution.startswith("acme-")]
+records = probe.probed([r for r in registry.records() if r.distribution.startswith("acme-")], fresh={fresh})
 loud = [m for m in sys.modules if m.partition(".")[0] in ("torch", "numpy", "rich") or m.startswith("acme")]
 print(json.dumps([{{r.distribution: r.problem for r in records}}, loud]))
 """

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fourd_core.data import Clip
+from fourd_core.errors import FourdError
 from fourd_core.interfaces import Component
-from fourd_core.recipe_structure import Installed, Structurer
-from fourd_core.recipe_values import plain
+from fourd_core.recipe import ComponentConfig, Recipe, dumps, parse
 
 TOLERANCE = 1e-5
 """Relative, in fp32: how far the same numbers computed in another batch may differ."""
@@ -45,8 +45,31 @@ def check_form(cls: type[Component]) -> None:
     example = cls.example()
     expect(isinstance(example, cls.Config), f"{name}.example() must return a {name}.Config, not {example!r}")
     expect(_is_frozen(example), f"{name}.Config must be frozen: decorate it with @attrs.frozen")
-    again = Structurer(Installed()).structure(plain(example), cls.Config)
+    again = _through_a_recipe(cls, example)
     expect(again == example, f"{name}.Config does not survive being written to a recipe: {example} became {again}")
+
+
+class _Only:
+    """A resolver that knows one component, under every name."""
+
+    def __init__(self, cls: type[Component]) -> None:
+        self.cls = cls
+
+    def component(self, kind: str, name: str) -> type[Any]:
+        return self.cls
+
+    def job(self, name: str) -> type[Any]:
+        raise NotImplementedError
+
+
+def _through_a_recipe(cls: type[Component], config: Any) -> Any:
+    """What a recipe makes of a Config that was written into it."""
+    section = ComponentConfig("backbones", "example", config)
+    try:
+        text = dumps(Recipe(backbone=section, data=attrs.evolve(section, kind="datasets")))
+        return parse(text, resolver=_Only(cls)).backbone.config
+    except (FourdError, TypeError) as error:
+        raise AssertionError(f"{cls.__name__}.Config cannot be written in a recipe: {error}") from error
 
 
 def _is_frozen(instance: Any) -> bool:

@@ -32,10 +32,13 @@ def check_backbone(cls: type[Backbone]) -> None:
     spec, name = net.spec, cls.__name__
     expect(min(spec.std) > 0 and len(spec.mean) == len(spec.std) == 3, f"{name}.spec: three means, three positive stds")
     t, h, w = spec.multiple
-    clip = example_clip(2, 2 * t, 2 * h, 3 * w)
+    clip = example_clip(2, 2 * t, 3 * h, 5 * w)
     frames, last = clip.frames.clone(), len(spec.taps) - 1
     with torch.no_grad():
-        whole = net(frames, [0, last])
+        try:
+            whole = net(frames, [0, last])
+        except ValueError as error:
+            raise AssertionError(f"{name} refuses a size that spec.multiple allows: {error}") from error
         expect(torch.equal(frames, clip.frames), f"{name} changes the frames that it is given")
         _check_tokens(name, whole, spec, sorted({0, last}), frames)
         alone = net(frames, [0])
