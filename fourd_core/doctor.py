@@ -33,23 +33,22 @@ class Line:
 def run_doctor() -> int:
     """Write the diagnosis to stdout; returns 0, or 1 when something essential is broken."""
     failed = False
-    for examination in EXAMINATIONS:
-        for line in _guarded(examination):
+    for examination, package in EXAMINATIONS:
+        for line in _guarded(examination, package):
             sys.stdout.write(f"{line.verdict:4}  {line.subject:10}  {line.text}\n")
             sys.stdout.flush()  # torch takes seconds: show what is known already
             failed |= line.verdict == "FAIL"
     return int(failed)
 
 
-def _guarded(examination: Callable[[], Iterator[Line]]) -> Iterator[Line]:
+def _guarded(examination: Callable[[], Iterator[Line]], package: str) -> Iterator[Line]:
     """A library that raises at import is a line of the diagnosis, not the end of it."""
     try:
         yield from examination()
     except Exception as error:
-        subject = examination.__name__.removeprefix("_")
-        yield Line(
-            "FAIL", subject, f"{type(error).__name__}: {error}; reinstall it: pip install --force-reinstall {subject}"
-        )
+        verdict: Verdict = "note" if package in OPTIONAL else "FAIL"
+        text = f"{type(error).__name__}: {error}; reinstall it: pip install --force-reinstall {package}"
+        yield Line(verdict, package, text)
 
 
 def _python() -> Iterator[Line]:
@@ -113,7 +112,7 @@ def _triton() -> Iterator[Line]:
     found = _version("triton")
     if found and torch.cuda.is_available():
         importlib.import_module("triton")
-        yield Line("ok", "triton", f"{found}: fused kernels are used on the GPU")
+        yield Line("ok", "triton", found)
     elif torch.cuda.is_available():
         yield Line("note", "triton", "not installed, the GPU runs plain torch; pip install 'fourd-core[gpu]'")
     else:
@@ -201,4 +200,17 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-EXAMINATIONS = (_python, _libraries, _torch, _cuda, _triton, _xformers, _av, _zarr, _plugins, _cache)
+OPTIONAL = ("triton", "xformers")
+EXAMINATIONS: tuple[tuple[Callable[[], Iterator[Line]], str], ...] = (
+    (_python, "python"),
+    (_libraries, "fourd-core"),
+    (_torch, "torch"),
+    (_cuda, "torch"),
+    (_triton, "triton"),
+    (_xformers, "xformers"),
+    (_av, "av"),
+    (_zarr, "zarr"),
+    (_plugins, "fourd-core"),
+    (_cache, "fourd-core"),
+)
+"""What is looked at, and what to reinstall when the looking itself fails."""
