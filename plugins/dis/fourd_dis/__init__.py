@@ -1,0 +1,1 @@
+"""OpenCV's DIS optical flow for fourd."""
