@@ -146,11 +146,31 @@ class System(nn.Module):
         heads, memories = _build_heads(self.recipe, self.backbone)
         return System(self.backbone, heads, memories, self.cues, self.recipe).to(self.device)
 
-    def predict(self, video: str, out: str | Path | None = None) -> Predictions:
-        """Run over a whole video; see `fourd_core.streaming.predict_video`."""
-        from fourd_core.streaming import predict_video
+    def predict(self, video: str | Path, limit_gb: float = 8.0) -> Predictions:
+        """Every head's prediction for every frame of a video, in memory: `1 t c h w` at the size of the view.
 
-        return predict_video(self, video, out)
+        The view and the window are those of the recipe's predict stage. For long videos run that stage by
+        `fourd run`, which writes to disk as it goes.
+
+        Args:
+            video: a file, a URL, a folder of frames or a glob of pictures.
+            limit_gb: how much memory the predictions may take.
+        Raises:
+            MediaError: the video cannot be read.
+            RunError: the predictions would not fit into `limit_gb`.
+        """
+        from fourd_core.jobs.predict import PredictConfig, collect
+        from fourd_core.media.video import open_video
+        from fourd_core.streaming import concatenate, stream
+
+        stages = self.recipe.stages.values() if self.recipe is not None else ()
+        config = next((s.config for s in stages if isinstance(s.config, PredictConfig)), PredictConfig())
+        precision = self.recipe.precision if self.recipe is not None else "fp32"
+        source = open_video(str(video))
+        view = config.view.view(source.size, self.backbone.spec.multiple[1:])
+        self.eval()
+        parts = stream(self, source, view, config.window, config.stride or config.window, precision=precision)
+        return concatenate(collect(parts, source.frame_count, round(limit_gb * 2**30)))
 
 
 def build_component(section: ComponentConfig, seed: int, where: str, *arguments: Any) -> Any:

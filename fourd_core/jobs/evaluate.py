@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -37,7 +38,8 @@ class EvaluateJob(Job):
     def run(self, run: Run) -> None:
         tables = []
         for metric in self.metrics.values():
-            table = as_table(metric.measure(self.system, self.data))
+            with torch.no_grad():
+                table = as_table(metric.measure(self.system.eval(), self.data))
             for place, results in self.others:
                 _put_beside(table, results, place)
             _show(table)
