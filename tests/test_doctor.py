@@ -45,16 +45,24 @@ def test_doctor_on_this_machine(tmp_path: Path) -> None:
         assert found["xformers"][0] == "note" and "not needed" in found["xformers"][1]
 
 
-def test_doctor_reports_a_broken_plugin_and_an_unwritable_cache_without_failing(tmp_path: Path) -> None:
+@pytest.fixture
+def install_sick(tmp_path: Path) -> Path:
+    """A folder with a distribution whose hook raises at import."""
     site = tmp_path / "site"
     info = site / "acme_sick-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-sick\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[fourd.plugin]\napi.1 = acme_sick\n[fourd.hooks]\nsick = acme_sick:Sick\n")
     (site / "acme_sick.py").write_text("raise RuntimeError('a fever')\nclass Sick: pass\n")
+    return site
+
+
+def test_doctor_reports_a_broken_plugin_and_an_unwritable_cache_without_failing(
+    tmp_path: Path, install_sick: Path
+) -> None:
     (tmp_path / "a file").write_text("")
     settings = {
-        "PYTHONPATH": str(site),
+        "PYTHONPATH": str(install_sick),
         "FOURD_PLUGINS": "acme-sick",
         "FOURD_CACHE": str(tmp_path / "a file" / "cache"),
     }
@@ -124,3 +132,10 @@ def test_list_without_any_component(
     monkeypatch.setattr("fourd_core.registry.records", lambda kind=None: [])
     assert print_components() == 0
     assert "pip install fourd-plugin-lila" in capsys.readouterr().out
+
+
+def test_list_says_what_is_switched_off(install_sick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(install_sick)
+    monkeypatch.setenv("FOURD_PLUGINS", "effnet")
+    *_, last = table([DEPTH], 1000)
+    assert last.startswith('switched off by FOURD_PLUGINS="effnet": ') and "acme-sick" in last

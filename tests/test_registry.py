@@ -154,6 +154,15 @@ def test_one_distribution_found_twice_counts_once_and_the_installed_one_wins(
     assert registry.find("heads", "twice").problem is None
 
 
+def test_of_two_leftovers_the_first_on_the_path_wins(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("acme-left", "acme_left", version="1.0", ending="egg-info")
+    first = install_into(tmp_path / "first", "acme-left", "acme_left", version="2.0", ending="egg-info")
+    monkeypatch.syspath_prepend(first)
+    assert [record.version for record in ours("acme-left")] == ["2.0"]
+
+
 def test_unknown_name_suggests_what_is_near(install: Install) -> None:
     install("acme-near", "acme_near", points="[fourd.heads]\nacme_depth = acme_near:Ones")
     assert "did you mean acme_depth?" in message(lambda: registry.find("heads", "acme_deth"))
@@ -274,7 +283,7 @@ def test_core_components_need_no_api_version_and_are_never_switched_off(
 PROBE = """
 import json, sys
 from fourd_core import probe, registry
-probe.TIMEOUT = 20.0
+probe.TIMEOUT = {timeout}
 records = probe.probed([r for r in registry.records() if r.distribution.startswith("acme-")], fresh={fresh})
 loud = [m for m in sys.modules if m.partition(".")[0] in ("torch", "numpy", "rich") or m.startswith("acme")]
 print(json.dumps([{{r.distribution: r.problem for r in records}}, loud]))
@@ -289,13 +298,13 @@ Probe = Callable[..., tuple[dict[str, str | None], str]]
 def probe(tmp_path: Path) -> Probe:
     """What a fresh process says of the distributions in `site`, and what it wrote on stderr."""
 
-    def run(fresh: bool = False, **environment: str) -> tuple[dict[str, str | None], str]:
+    def run(fresh: bool = False, timeout: float = 60.0, **environment: str) -> tuple[dict[str, str | None], str]:
         own = {
             "FOURD_PLUGINS": "acme-fine,acme-broken,acme-exit,acme-crash",
             "FOURD_CACHE": str(tmp_path / "cache"),
             "PYTHONPATH": str(tmp_path / "site"),
         }
-        command = [sys.executable, "-c", PROBE.format(fresh=fresh)]
+        command = [sys.executable, "-c", PROBE.format(fresh=fresh, timeout=timeout)]
         settings = {**os.environ, **own, **environment}
         result = subprocess.run(command, env=settings, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, result.stderr
@@ -336,6 +345,14 @@ def test_probe_finds_what_raises_and_remembers_it(tmp_path: Path, probe: Probe) 
     assert "acme_helper" in str(probe()[0]["acme-broken"])
     (site / "acme_helper.py").write_text("")
     assert probe()[0]["acme-broken"] is None
+
+
+def test_a_plugin_that_never_finishes_importing_is_given_up(tmp_path: Path, probe: Probe) -> None:
+    points = "[fourd.hooks]\nslow = acme_slow:Ones"
+    install_into(
+        tmp_path / "site", "acme-fine", "acme_slow", "import time; time.sleep(600)\n" + LISTENER, points=points
+    )
+    assert "takes longer than 5 seconds" in str(probe(timeout=5.0)[0]["acme-fine"])
 
 
 def test_doctor_asks_again_and_a_damaged_or_unwritable_cache_harms_nobody(tmp_path: Path, probe: Probe) -> None:
