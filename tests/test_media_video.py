@@ -319,7 +319,7 @@ def test_a_video_goes_to_another_process(tmp_path: Path, method: str) -> None:
     video.read([17])
     context = multiprocessing.get_context(method)
     queue = context.Queue()
-    child = context.Process(target=_numbers_in_child, args=(video, [30, 3, 18], queue))
+    child = context.Process(target=_numbers_in_child, args=(video, [30, 3, 18], queue), daemon=True)
     child.start()
     assert queue.get(timeout=60) == [30, 3, 18]
     child.join(30)
