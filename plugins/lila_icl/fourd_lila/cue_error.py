@@ -48,6 +48,11 @@ class LILACueError(Metric):
         seed: int = 0
         """Which pairs."""
 
+    @classmethod
+    def example(cls) -> Any:
+        """Two pairs, for a system without a training stage."""
+        return cls.Config(objective=LILA.example(), pairs=2)
+
     def __init__(self, config: Config) -> None:
         self.config = config
 

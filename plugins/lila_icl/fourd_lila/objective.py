@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 import torch
 import torch.nn.functional as F
 from attrs.validators import ge, gt
-from fourd_pamr import PAMR
+from fourd_pamr import PAMR, Stage
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -128,6 +128,12 @@ class LILA(Objective):
             last = self.pamr.stages[-1].size if self.pamr is not None else None
             if last is not None and tuple(last) != (self.view_size, self.view_size):
                 raise ValueError("the last of pamr's stages must have the view's own size: leave out its `size`")
+
+    @classmethod
+    def example(cls) -> Any:
+        """Small views, few channels."""
+        pamr = PAMR.Config(stages=(Stage(2, (16, 16)), Stage(1)))
+        return cls.Config(base_size=48, view_size=32, pool=8, distill_channels=4, pamr=pamr)
 
     def __init__(self, config: Config, system: System) -> None:
         super().__init__()
