@@ -1,4 +1,4 @@
-"""The contracts between the core and the plugins, version 1.
+"""The contracts between the core and the plugins, version 1 (`fourd_core.registry.API_VERSION`).
 
 Five kinds make a system: Backbone, CueProvider, Head, Objective, Memory; two more feed and judge it: Dataset, Metric.
 A component is a class that derives from one of them and is registered by an entry point (group `fourd.backbones`,
@@ -7,6 +7,8 @@ A component is a class that derives from one of them and is registered by an ent
     Config            a nested attrs class: the keys that a recipe may set, with types and defaults
     __init__(config, ...)   the arguments after `config` are given by the core and stated at each contract below
     example()         optional classmethod: a small Config for the contract tests, where Config() is not small
+    example_spec(), example_system(), example_data()    optional classmethods, what the contract tests build it on,
+                      see `fourd_core.testing`
 
 A component builds its network in `__init__` without reading weights (so that it can be built on the meta device);
 weights are read in `load_pretrained`, which the core calls once afterwards. Randomness comes from the generators that
@@ -28,9 +30,6 @@ from fourd_core.data import Clip, CueKind, CueMaps, Prediction, Tokens
 
 if TYPE_CHECKING:
     from fourd_core.system import System
-
-API_VERSION = 1
-"""A plugin names the version it was written for as an entry point `"api.1" = "its_package"` in group `fourd.plugin`."""
 
 Split = Literal["all", "train", "held_out"]
 State = Any
@@ -166,6 +165,8 @@ class CueProvider(Component):
     """
 
     kind: CueKind
+    channels: int | None = None
+    """How many channels its maps have; needed only of a `map` cue by a read-out that is trained, not solved."""
 
     @abstractmethod
     def __call__(self, clip: Clip) -> CueMaps:

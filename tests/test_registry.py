@@ -89,10 +89,6 @@ def message(action: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_api_version_is_stated_once() -> None:
-    assert registry.API_VERSION == interfaces.API_VERSION
-
-
 def test_interfaces_exist_for_every_kind() -> None:
     for name in registry.INTERFACES.values():
         assert issubclass(getattr(interfaces, name), interfaces.Component)

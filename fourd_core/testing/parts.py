@@ -197,7 +197,7 @@ def _check_maps(cue: CueProvider, maps: CueMaps, clip: Clip) -> None:
     expect(not maps.values.requires_grad, f"{name} must not carry a gradient: compute under torch.no_grad()")
     expect(maps.values.is_floating_point(), f"{name} returns {maps.values.dtype}, not floating point numbers")
     expect(maps.values.device == clip.frames.device, f"{name} must answer on the device of the clip")
-    channels = getattr(cue, "channels", found[2])
+    channels = cue.channels or found[2]
     expect(channels == found[2], f"{name}.channels is {channels} and its maps have {found[2]}")
     known = maps.values if maps.valid is None else maps.values * maps.valid
     expect(known.isfinite().all(), f"{name} returns numbers that are not finite and not marked as invalid")

@@ -27,6 +27,7 @@ from fourd_core.interfaces import (
     Split,
     TapSpec,
 )  # fmt: skip
+from fourd_core.testing import miniature
 
 PATCH = 8
 
@@ -115,7 +116,13 @@ class Brightness(CueProvider):
         pass
 
     def __call__(self, clip: Clip) -> CueMaps:
-        return CueMaps(clip.frames.mean(2, keepdim=True), "map")
+        return CueMaps(clip.frames.detach().mean(2, keepdim=True), "map")
+
+
+def small_system() -> Any:
+    """What the objective and the metric below work on, for their contract tests."""
+    head = LinearHead(LinearHead.Config(), miniature.Patches.spec)
+    return miniature.Miniature(heads={"value": head}, cues={"brightness": Brightness(Brightness.Config())})
 
 
 class Regression(Objective):
@@ -127,6 +134,10 @@ class Regression(Objective):
 
         size: int = 64
         """Side of the square cut from the middle of a frame."""
+
+    @classmethod
+    def example_system(cls) -> Any:
+        return small_system()
 
     def __init__(self, config: Config, system: Any) -> None:
         super().__init__()
@@ -155,6 +166,10 @@ class MeanError(Metric):
 
         frames: int = 4
         """Frames from the start of each video."""
+
+    @classmethod
+    def example_system(cls) -> Any:
+        return small_system()
 
     def __init__(self, config: Config) -> None:
         self.frames = config.frames
