@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -371,19 +370,11 @@ def test_doctor_asks_again_and_a_damaged_or_unwritable_cache_harms_nobody(tmp_pa
     assert problems == {"acme-fine": None} and "cannot be written" in said
 
 
-def test_fourd_list_is_instant_and_imports_nothing_heavy(tmp_path: Path) -> None:
-    """The whole command, as the shell sees it; the best of several tries, for a busy machine."""
+def test_fourd_list_imports_nothing_heavy(tmp_path: Path) -> None:
+    """What makes it instant; benchmarks/startup.py measures how much."""
     environment = {**os.environ, "FOURD_CACHE": str(tmp_path)}
     command = [sys.executable, "-m", "fourd_core", "list"]
     subprocess.run(command, env=environment, check=True, capture_output=True)  # fills the cache
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(5)) < 0.4
-
     code = (
         "import sys; from fourd_core.cli import main; main(['list'])\n"
         "from fourd_core import registry\n"
