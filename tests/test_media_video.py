@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import pickle
 import random
+import struct
 import zipfile
 from collections.abc import Sequence
 from fractions import Fraction
@@ -252,6 +254,28 @@ def test_transparent_pictures_lose_their_alpha(tmp_path: Path) -> None:
     assert frame[0, :, 4, 4].tolist() == [200, 0, 0]
 
 
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_the_orientation_of_a_photo(tmp_path: Path, orientation: int, turns: int) -> None:
+    """EXIF orientation 6: the stored picture must be turned by 90 degrees clockwise (JEITA CP-3451, 4.6.4)."""
+    with av.open(str(tmp_path / "plain.jpg"), "w", format="image2") as output:
+        stream = output.add_stream("mjpeg", rate=1, options={"qmin": "1", "q": "1"})
+        stream.height, stream.width, stream.pix_fmt = 48, 80, "yuvj444p"
+        stored = CORNERS.repeat(24, axis=0).repeat(40, axis=1)
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(stored, format="rgb24")))
+        output.mux(stream.encode(None))
+    plain = (tmp_path / "plain.jpg").read_bytes()
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    tiff = b"MM\x00\x2a" + struct.pack(">IH", 8, 1) + entry + struct.pack(">I", 0)
+    segment = b"Exif\x00\x00" + tiff
+    photo = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + plain[2:]
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    video = open_video(str(tmp_path / "photo.jpg"))
+    height, width = video.size
+    assert (height, width) == ((80, 48) if turns % 2 else (48, 80))
+    seen = video.read([0])[0].permute(1, 2, 0)[height // 4 :: height // 2, width // 4 :: width // 2].numpy()
+    assert np.abs(seen.astype(int) - np.rot90(CORNERS, turns)).max() < 60
+
+
 def test_the_bundled_clip() -> None:
     video = open_video(str(BUNNY))
     assert (video.frame_count, video.size) == (132, (720, 1280))
@@ -306,6 +330,22 @@ def test_no_cache_keeps_nothing(tmp_path: Path) -> None:
     video = open_video(str(tmp_path / "clip.mp4"))
     video.read(range(40))
     assert video._cache.used == 0  # type: ignore[attr-defined]
+
+
+def test_decoded_frames_do_not_pile_up(tmp_path: Path) -> None:
+    """Without Python's garbage collector, which comes seldom, no more than a few frames are alive after many reads."""
+    write_pictures(tmp_path / "frames", [f"{number}.png" for number in range(40)])
+    for location in (tmp_path / "frames", BUNNY):
+        video = open_video(str(location))
+        gc.collect()
+        gc.disable()
+        try:
+            for index in range(40):
+                video.read([index])
+            alive = sum(type(item) is av.VideoFrame for item in gc.get_objects())
+        finally:
+            gc.enable()
+        assert alive <= 20
 
 
 def _numbers_in_child(video: Video, indices: list[int], queue: Any) -> None:

@@ -66,7 +66,7 @@ def test_apply_divides_8_bit_frames() -> None:
 
 
 def test_apply_averages_when_it_shrinks() -> None:
-    """Every fourth column is white and the picture is shrunk to a quarter: all is 0.25, where sampling would miss them."""
+    """Every fourth column is white, the picture shrinks to a quarter: all is 0.25, where sampling would miss them."""
     stripes = (torch.arange(32) % 4 == 0).float().expand(1, 3, 32, 32)
     assert (exact((32, 32), (8, 8)).apply(stripes)[..., 1:-1] - 0.25).abs().max() < 0.05
 

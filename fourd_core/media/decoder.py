@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import av
 import numpy as np
@@ -38,6 +38,7 @@ class Decoder:
         self.container, self.stream = self._open()
         self._index = index
         self._reformatter = VideoReformatter()
+        self._orientation: Orientation | None = None
         self._decoded: deque[av.VideoFrame] = deque()
         self._packets: Iterator[Packet[VideoStream]] | None = None
         self._counted = 0
@@ -68,15 +69,20 @@ class Decoder:
 
     def to_rgb(self, frame: av.VideoFrame) -> UInt8[Tensor, "3 h w"]:
         """RGB, 8 bit, upright: swscale's conversion by the frame's own matrix and range, then its display matrix."""
+        if self._orientation is None:
+            # Once per stream, and not only for speed: a frame whose side data were looked at waits for Python's
+            # garbage collector, and hundreds of megabytes of them pile up until it comes.
+            self._orientation = orientation_of(frame)
         rgb = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
-        return torch.from_numpy(np.ascontiguousarray(upright(rgb, frame).transpose(2, 0, 1)))
+        return torch.from_numpy(np.ascontiguousarray(self._orientation.upright(rgb).transpose(2, 0, 1)))
 
-    def first_frame(self) -> av.VideoFrame | None:
-        """The first frame that a freshly opened file gives, whatever its time."""
+    def only(self) -> UInt8[Tensor, "3 h w"] | None:
+        """The first frame that a freshly opened file gives, whatever its time: a still picture."""
         try:
-            return next(self.container.decode(self.stream), None)
+            frame = next(self.container.decode(self.stream), None)
         except av.error.FFmpegError:
             return None
+        return None if frame is None else self.to_rgb(frame)
 
     def _open(self) -> tuple[av.container.InputContainer, VideoStream]:
         name = self._file.path
@@ -154,18 +160,36 @@ class Decoder:
         return self._decoded.popleft()
 
 
-def upright(rgb: UInt8[np.ndarray, "h w 3"], frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-    """Turn and mirror a stored picture as the frame's display matrix says.
+class Orientation(NamedTuple):
+    """How a stored picture becomes an upright one: rows and columns change places first, then it is mirrored."""
+
+    transpose: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+    def upright(self, rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "y x 3"]:
+        """The picture as it shall be seen."""
+        rgb = rgb.transpose(1, 0, 2) if self.transpose else rgb
+        return rgb[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
+
+
+def orientation_of(frame: av.VideoFrame) -> Orientation:
+    """What the display matrix of a video or the EXIF orientation of a picture asks for.
 
     The matrix maps stored to shown coordinates, `x' = a x + c y`, `y' = b x + d y` (FFmpeg, libavutil/display.h).
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV 18 does not know the EXIF data that its FFmpeg hands out; its rotation alone leaves mirrored photos so.
+        turns = round(frame.rotation / 90) % 4
+        return Orientation(turns in (1, 3), turns in (2, 3), turns in (1, 2))
     if matrix is None:
-        return rgb
+        return Orientation()
     a, b, _, c, d = np.frombuffer(cast(Any, matrix), np.int32)[:5].tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
-        rgb, a, d = rgb.transpose(1, 0, 2), c, b
-    return rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+        return Orientation(True, c < 0, b < 0)
+    return Orientation(False, a < 0, d < 0)
 
 
 def _from_keyframe(packets: Iterator[Packet[VideoStream]], start: Start) -> Iterator[Packet[VideoStream]] | None:

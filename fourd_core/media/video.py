@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
@@ -189,10 +190,11 @@ class PictureSequence(_CachedVideo):
         file = self._files[index]
         decoder = Decoder(file)
         try:
-            frame = decoder.first_frame()
-            if frame is None:
-                raise MediaError(f"frame {index} of {self.name}, the picture {file.path}, cannot be decoded")
-            rgb = decoder.to_rgb(frame)
+            frame = decoder.only()
         finally:
             decoder.close()
-        return self._check_size(rgb, f"{file.path}, frame {index} of {self.name},")
+            # PyAV's frames whose side data were looked at are garbage in a circle; large ones must not pile up.
+            gc.collect(1)
+        if frame is None:
+            raise MediaError(f"frame {index} of {self.name}, the picture {file.path}, cannot be decoded")
+        return self._check_size(frame, f"{file.path}, frame {index} of {self.name},")
