@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
     rerun = _command(commands, "rerun", _rerun, "repeat a run from its resolved recipe")
     rerun.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
+    rerun.add_argument("stages", nargs="*", metavar="STAGE", help="only these stages")
     rerun.add_argument("--out", type=Path, metavar="FOLDER", help="the new run folder (default: a new one below runs/)")
 
     report = _command(commands, "report", _report, "write a run's report page again")
@@ -112,8 +113,8 @@ def _rerun(options: argparse.Namespace) -> int:
     from fourd_core.run import rerun
 
     folder: Path = options.out or _new_folder(options.folder.name)
-    again = ["fourd", "rerun", str(options.folder), "--out", str(folder)]
-    return _report_run(lambda: rerun(options.folder, folder, options.command_line), folder, again)
+    again = ["fourd", "rerun", str(options.folder), *options.stages, "--out", str(folder)]
+    return _report_run(lambda: rerun(options.folder, folder, options.stages, options.command_line), folder, again)
 
 
 def _report_run(action: Callable[[], object], folder: Path, again: Sequence[str]) -> int:

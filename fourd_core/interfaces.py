@@ -236,6 +236,13 @@ class Result:
 class Metric(Component):
     """A measurement of a system on data. Built as `cls(config)`."""
 
+    def prepare(self, system: System, data: Dataset) -> None:
+        """Find what is wrong with the data or the recipe before the run writes or trains anything.
+
+        Raises:
+            FourdError: what `measure` would stumble over later.
+        """
+
     @abstractmethod
     def measure(self, system: System, data: Dataset) -> Result:
         """Run the system in evaluation mode and report."""

@@ -311,8 +311,8 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
-def rerun(folder: Path, out: Path, command: Sequence[str] = ()) -> Run:
-    """Repeat a run from its resolved recipe in a new folder.
+def rerun(folder: Path, out: Path, stages: Sequence[str] = (), command: Sequence[str] = ()) -> Run:
+    """Repeat a run, or some of its stages, from its resolved recipe in a new folder.
 
     Raises:
         RunError: not a run folder.
@@ -320,4 +320,4 @@ def rerun(folder: Path, out: Path, command: Sequence[str] = ()) -> Run:
     recipe_file = folder / "recipe.toml"
     if not recipe_file.exists():
         raise RunError(f"{folder} is not a run folder: it has no recipe.toml")
-    return run_recipe(load_recipe(recipe_file), out, command=command)
+    return run_recipe(load_recipe(recipe_file), out, stages, command)

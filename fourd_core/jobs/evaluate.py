@@ -33,6 +33,8 @@ class EvaluateJob(Job):
             name: build_component(section, self.recipe.seed, f"{where}.{name}")
             for name, section in self.config.metrics.items()
         }
+        for metric in self.metrics.values():
+            metric.prepare(self.system, self.data)
         self.others = [(place, _read_results(place)) for place in self.config.beside]
 
     def run(self, run: Run) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
 import attrs
@@ -56,6 +57,10 @@ class LILACueError(Metric):
     def __init__(self, config: Config) -> None:
         self.config = config
 
+    def prepare(self, system: System, data: Dataset) -> None:
+        """Draw the first pairs, so that a recipe or a video that gives none is found before training."""
+        self._batch(self._objective(system), data, 0, torch.device("cpu"))
+
     @torch.no_grad()
     def measure(self, system: System, data: Dataset) -> Result:
         """The table of errors, in standardised units of the cues; the last column compares with the start.
@@ -104,7 +109,8 @@ class LILACueError(Metric):
             del settings[about_training]
         protocol = {
             "split": "held_out",
-            "videos": [f"{video.name}, {video.frame_count} frames" for video in data.videos("held_out")],
+            # The file's name without its folder: the same clip elsewhere gives the same numbers.
+            "videos": [f"{PurePath(video.name).name}, {video.frame_count} frames" for video in data.videos("held_out")],
             "cues": [f"{name}: {type(cue).__name__}" for name, cue in system.cues.items()],
             "pairs": self.config.pairs,
             "batch_size": self.config.batch_size,
