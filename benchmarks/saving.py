@@ -31,3 +31,17 @@ def save(name: str, rows: list[dict[str, Any]], command: str) -> None:
     FOLDER.mkdir(exist_ok=True)
     content = {"command": command, "machine": machine, "rows": rows}
     (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def readme_table(name: str, rows: list[dict[str, Any]]) -> None:
+    """Replace the table between the marks `<!-- table:NAME -->` and `<!-- /table -->` in README.md."""
+    path = FOLDER.parent.parent / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, mark, rest = text.partition(f"<!-- table:{name} -->\n")
+    _, end, after = rest.partition("<!-- /table -->")
+    if not (mark and end):
+        raise SystemExit(f"README.md has no place marked <!-- table:{name} -->")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows]
+    path.write_text(before + mark + "\n".join(lines) + "\n" + end + after, encoding="utf-8")

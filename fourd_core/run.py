@@ -13,10 +13,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -246,7 +248,7 @@ def _new_record(recipe: Recipe, command: Sequence[str], system: System) -> dict[
         "precision": recipe.precision,
         "threads": recipe.threads,
         "python": sys.version.split()[0],
-        "versions": _versions(recipe),
+        "versions": _versions(),
         "git": _git_state(),
         "weights": _weights(system, recipe),
         "stages": {},
@@ -269,15 +271,20 @@ def component_sections(recipe: Recipe) -> dict[str, ComponentConfig]:
     return sections
 
 
-def _versions(recipe: Recipe) -> dict[str, str]:
-    """The version of every distribution that this run uses."""
-    plugins = {
-        record.distribution: record.version
-        for section in component_sections(recipe).values()
-        for record in [registry.find(section.kind, section.use)]
-    }
-    libraries = ("fourd-core", "torch", "numpy", "av", "zarr", "safetensors", "attrs", "cattrs", "pluggy", "fsspec")
-    return plugins | {name: importlib.metadata.version(name) for name in libraries}
+def _versions() -> dict[str, str]:
+    """The version of the core, of every plugin that is in use, and of what these require."""
+    found: dict[str, str] = {}
+    for plugin in registry.plugin_distributions():
+        packages = [point.module for point in plugin.entry_points if point.group == "fourd.plugin"]
+        if registry.normalised(plugin.name) != registry.CORE and not sys.modules.keys() & set(packages):
+            continue
+        found[registry.normalised(plugin.name)] = plugin.version
+        # A requirement with a marker (an extra, another platform) may be absent.
+        names = [re.match(r"[\w.-]+", line) for line in plugin.requires or () if "extra ==" not in line]
+        for name in (match[0] for match in names if match):
+            with suppress(importlib.metadata.PackageNotFoundError):
+                found[registry.normalised(name)] = importlib.metadata.version(name)
+    return dict(sorted(found.items()))
 
 
 def named_weights(system: System) -> list[tuple[str, PretrainedWeights]]:
