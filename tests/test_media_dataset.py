@@ -40,7 +40,7 @@ def test_splits_of_a_video(tmp_path: Path) -> None:
 
 
 def test_nothing_held_out(tmp_path: Path) -> None:
-    data = VideoFiles(VideoFiles.Config(video=folder_of_frames(tmp_path / "f", 5), held_out=0, gap=2))
+    data = VideoFiles(VideoFiles.Config(video=folder_of_frames(tmp_path / "f", 5), held_out=0.0, gap=2))
     assert shades(data, "train") == list(range(5))
     assert list(data.videos("held_out")) == []
 
@@ -54,7 +54,7 @@ def test_the_bundled_clip() -> None:
 
 def test_folders_patterns_and_more(tmp_path: Path) -> None:
     for name, frames in (("b10", 4), ("b9", 3), ("a", 2)):
-        with VideoWriter(tmp_path / f"{name}.mp4", 25) as writer:
+        with VideoWriter(tmp_path / f"{name}.mp4", 25.0) as writer:
             writer.write(torch.zeros(frames, 3, 32, 32, dtype=torch.uint8))
     frames = folder_of_frames(tmp_path / "frames", 6)
     for location in (str(tmp_path), str(tmp_path / "*.mp4")):

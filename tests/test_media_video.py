@@ -410,7 +410,7 @@ def test_folders_and_patterns_in_natural_order(tmp_path: Path) -> None:
     write_pictures(tmp_path / "frames", [f"f{number}.png" for number in range(12)])
     (tmp_path / "frames" / "notes.txt").write_text("not a picture")
     for location in (str(tmp_path / "frames"), str(tmp_path / "frames" / "*.png"), f"file://{tmp_path}/frames"):
-        video = open_video(location, frame_rate=10)
+        video = open_video(location, frame_rate=10.0)
         assert video.frame_count == 12
         assert numbers(video.read([11, 0, 2, 10])) == [11, 0, 2, 10]
         assert video.times([5]).item() == pytest.approx(0.5)

@@ -30,7 +30,7 @@ from fourd_core.media.writers import VideoWriter, encode_png, write_png
 
 
 def one_flow(x: float, y: float) -> Tensor:
-    return torch.tensor([x, y]).view(1, 2, 1, 1)
+    return torch.tensor([float(x), float(y)]).view(1, 2, 1, 1)
 
 
 DIRECTIONS = {
@@ -51,10 +51,10 @@ def test_flow_directions_by_hand(direction: tuple[float, float], rgb: tuple[floa
 
 def test_flow_lengths() -> None:
     """Rest is white, half the length is half as saturated, longer than the largest is darker."""
-    assert flow_picture(one_flow(0, 0), largest=2).flatten().tolist() == [255, 255, 255]
-    assert flow_picture(one_flow(1, 0), largest=2).flatten().tolist() == [255, 128, 128]
-    assert flow_picture(one_flow(5, 0), largest=2).flatten().tolist() == [191, 0, 0]
-    assert flow_picture(one_flow(math.nan, 0), largest=2).flatten().tolist() == [0, 0, 0]
+    assert flow_picture(one_flow(0, 0), largest=2.0).flatten().tolist() == [255, 255, 255]
+    assert flow_picture(one_flow(1, 0), largest=2.0).flatten().tolist() == [255, 128, 128]
+    assert flow_picture(one_flow(5, 0), largest=2.0).flatten().tolist() == [191, 0, 0]
+    assert flow_picture(one_flow(math.nan, 0), largest=2.0).flatten().tolist() == [0, 0, 0]
 
 
 def test_largest_flow() -> None:
@@ -87,7 +87,7 @@ def test_equal_steps_look_equal() -> None:
 
 def test_depth_picture() -> None:
     depth = torch.tensor([1, 2, 4, 100, 0.5, 0, -1, math.nan, math.inf]).view(1, 1, 1, 9)
-    picture = depth_picture(depth, near=1, far=4)[0, :, 0].T
+    picture = depth_picture(depth, near=1.0, far=4.0)[0, :, 0].T
     end, start = (colours(torch.full((1, 1, 1), v)).flatten().mul(255).round().to(torch.uint8) for v in (1.0, 0.0))
     third = colours(torch.full((1, 1, 1), 1 / 3)).flatten().mul(255).round().to(torch.uint8)
     assert torch.equal(picture[0], end)
@@ -217,10 +217,10 @@ def test_video_reads_back(tmp_path: Path, height: int, width: int) -> None:
 
 
 def test_a_video_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "a.mp4", fps=25) as writer:
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "a.mp4", fps=25.0) as writer:
         writer.write(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
         raise KeyboardInterrupt
-    with pytest.raises(ValueError, match="no frame was written"), VideoWriter(tmp_path / "b.mp4", fps=25):
+    with pytest.raises(ValueError, match="no frame was written"), VideoWriter(tmp_path / "b.mp4", fps=25.0):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -228,7 +228,7 @@ def test_a_video_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match=r"has frames of \(16, 16\), not \(16, 18\)"),
-        VideoWriter(tmp_path / "a.mp4", fps=25) as writer,
+        VideoWriter(tmp_path / "a.mp4", fps=25.0) as writer,
     ):
         writer.write(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
         writer.write(torch.zeros(1, 3, 16, 18, dtype=torch.uint8))
@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         write_png(tmp_path / "file" / "a.png", torch.zeros(3, 2, 2, dtype=torch.uint8))
     with (
         pytest.raises(RunError, match="a file, not a folder"),
-        VideoWriter(tmp_path / "file" / "a.mp4", 25),
+        VideoWriter(tmp_path / "file" / "a.mp4", 25.0),
     ):
         pass
 

@@ -106,7 +106,7 @@ def test_restore_fills_what_a_crop_does_not_show() -> None:
     """A 40 x 80 video, its middle 40 columns: columns 20 to 59 come back, the others hold nothing."""
     restored = center((40, 80), 40).restore(torch.ones(1, 1, 40, 40))
     assert torch.equal(restored[0, 0, 0].isnan(), torch.tensor([x < 20 or x >= 60 for x in range(80)]))
-    assert center((40, 80), 40).restore(torch.ones(1, 1, 40, 40), fill=7)[0, 0, 3, 0] == 7
+    assert center((40, 80), 40).restore(torch.ones(1, 1, 40, 40), fill=7.0)[0, 0, 3, 0] == 7
 
 
 def test_flow_to_video() -> None:

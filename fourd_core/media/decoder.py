@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import av
 import numpy as np
@@ -34,7 +34,7 @@ class Decoder:
             MediaError: not a video.
         """
         self._file = file
-        self._source: BinaryIO | None = None
+        self._source: Any = None
         self.container, self.stream = self._open()
         self._index = index
         self._reformatter = VideoReformatter()

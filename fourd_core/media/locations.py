@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import fsspec
@@ -29,14 +29,14 @@ class File(NamedTuple):
     def is_local(self) -> bool:
         return isinstance(self.filesystem, LocalFileSystem)
 
-    def open(self) -> BinaryIO:
-        """The file's bytes, seekable.
+    def open(self) -> Any:
+        """A binary file, seekable; those of fsspec's file systems have no type in common.
 
         Raises:
             MediaError: it does not exist or may not be read.
         """
         with reading(self.path):
-            return cast(BinaryIO, self.filesystem.open(self.path, "rb"))
+            return self.filesystem.open(self.path, "rb")
 
 
 def find(location: str) -> list[File]:

@@ -75,7 +75,7 @@ def largest_flow(flow: Float[Tensor, "t 2 h w"], quantile: float = 0.99) -> floa
     return max(1.0, float(torch.quantile(length[:: -(-len(length) // 2**20)].double(), quantile)))
 
 
-def side_by_side(pictures: Sequence[UInt8[Tensor, "t 3 h w"]], gap: int = 4) -> UInt8[Tensor, "t 3 h W"]:
+def side_by_side(pictures: Sequence[UInt8[Tensor, "t 3 h _"]], gap: int = 4) -> UInt8[Tensor, "t 3 h w"]:
     """Pictures of equal height in a row, white between them."""
     first = pictures[0]
     white = first.new_full((first.shape[0], 3, first.shape[2], gap), 255)

@@ -155,7 +155,7 @@ class ViewConfig:
         return exact(video_size, size)
 
 
-def _rounded(size: tuple[float, float], multiple: Size) -> Size:
+def _rounded(size: tuple[int | float, int | float], multiple: Size) -> Size:
     height, width = (max(1, round(side / step)) * step for side, step in zip(size, multiple, strict=True))
     return height, width
 
