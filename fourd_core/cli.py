@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 a mistake that was explained, 130 stopped by Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parse(words)
+    threading.excepthook = _thread_failed
     options.command_line = ["fourd", *words]
     try:
         return int(options.action(options))
@@ -33,6 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `fourd list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """One line where a logger's thread meets a full disk; anything else is a bug and shows its traceback."""
+    if isinstance(failure.exc_value, OSError):
+        sys.stderr.write(f"fourd: a background writer stopped: {failure.exc_value}\n")
+    else:
+        threading.__excepthook__(failure)
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:

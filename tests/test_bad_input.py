@@ -144,10 +144,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_full_disk(fourd: Fourd, toy_recipe: Path, small_disk: Path) -> None:
+def test_full_disk(fourd_process: Fourd, toy_recipe: Path, small_disk: Path) -> None:
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * 48_000)
-    result = fourd("run", toy_recipe, "--out", small_disk / "run", check=2)
+    result = fourd_process("run", toy_recipe, "--out", small_disk / "run", check=2)
     assert "the disk is full" in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(small_disk.rglob("*.part*"))
