@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import types
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, Protocol, Union, get_args
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, runtime_checkable
 
 import attrs
 import cattrs
@@ -37,6 +37,7 @@ from fourd_core.recipe.values import (
 )
 
 
+@runtime_checkable
 class Resolver(Protocol):
     """Finds the classes that a recipe names."""
 

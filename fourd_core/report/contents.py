@@ -13,7 +13,8 @@ import base64
 import json
 import struct
 from pathlib import Path
-from typing import Any, TypeVar
+from types import GenericAlias
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 import attrs
@@ -198,11 +199,11 @@ def _png_size(path: Path) -> tuple[int, int] | None:
     return width, height
 
 
-def _read_json(path: Path, kind: type[T], problems: list[str]) -> T | None:
+def _read_json(path: Path, kind: type[T] | GenericAlias, problems: list[str]) -> T | None:
     if not path.is_file():
         return None
     try:
-        return cattrs.Converter().structure(json.loads(path.read_bytes()), kind)
+        return cattrs.Converter().structure(json.loads(path.read_bytes()), cast(type[T], kind))
     except (ValueError, TypeError, cattrs.BaseValidationError) as error:
         problems.append(f"{path.parent.name}/{path.name} cannot be read ({type(error).__name__}: {error}).")
         return None

@@ -12,7 +12,7 @@ centred in their cells, like those of any other backbone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import attrs
 from efficientnet_lite_pytorch import EfficientNet
@@ -58,7 +58,7 @@ class EffNet(Backbone):
         self.spec = BackboneSpec(taps, multiple=(1, MULTIPLE, MULTIPLE), mean=(MEAN,) * 3, std=(STD,) * 3)
         self.train(False)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> EffNet:
         """Stay in evaluation mode whatever `mode` says: the statistics of a few crops would spoil the features."""
         return super().train(False)
 

@@ -63,7 +63,7 @@ class PAMR:
         self.config = config
 
     @torch.no_grad()
-    def __call__(self, maps: Float[Tensor, "b c h w"], guide: Float[Tensor, "b k H W"]) -> Float[Tensor, "b c H W"]:
+    def __call__(self, maps: Float[Tensor, "b c h w"], guide: Float[Tensor, "b k H W"]) -> Float[Tensor, "b c y x"]:
         """The refined maps at the last stage's size, in the maps' dtype.
 
         Args:
