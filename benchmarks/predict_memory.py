@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -33,7 +34,7 @@ def repeated(path: Path, times: int) -> int:
             with av.open(str(CLIP)) as source:
                 for frame in source.decode(video=0):
                     small = frame.reformat(stream.width, stream.height, "yuv420p")
-                    small.pts = count
+                    small.pts, small.time_base = count, Fraction(1, 25)
                     target.mux(stream.encode(small))
                     count += 1
         target.mux(stream.encode(None))
