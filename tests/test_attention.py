@@ -49,6 +49,7 @@ def test_runs_on_the_meta_device() -> None:
     assert attention(q, k, v).shape == (2, 3, 5, 6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_shapes_that_do_not_belong_together() -> None:
     q, k, v = random_qkv()
     with pytest.raises(ValueError, match=r"got \(2, 3, 5, 4\), \(2, 3, 7, 4\) and \(2, 3, 6, 6\)"):

@@ -168,6 +168,7 @@ def test_wrong_dilations(dilations: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 4, 4), (2, 8, 4, 4), (1, 8, 4, 5)])
+@pytest.mark.usefixtures("unchecked")
 def test_weights_of_another_map(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="do not fit maps of shape"):
         propagate(noise(1, 3, 4, 4), noise(*shape), (1,), 1)

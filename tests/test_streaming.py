@@ -22,6 +22,7 @@ def test_windows_go_on_where_they_were() -> None:
     assert list(windows(50, 16, 8, first=24)) == whole[3:]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_clip_refuses_frames_without_time() -> None:
     with pytest.raises(ValueError, match="b t c h w"):
         Clip(torch.zeros(1, 3, 8, 8))

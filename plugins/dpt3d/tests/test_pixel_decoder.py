@@ -173,6 +173,7 @@ def test_channels_stay_innermost_in_memory() -> None:
     assert values[:, 0].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_one_graph_for_the_compiler(tiny: PixelDecoder, stored: dict[str, Tensor]) -> None:
     maps = [stored[f"tokens.{n}"].unflatten(1, GRID[1:]).permute(0, 3, 1, 2) for n in range(4)]
     compiled = torch.compile(tiny.latent_head, backend="eager", fullgraph=True)
@@ -187,6 +188,7 @@ def test_one_graph_for_the_compiler(tiny: PixelDecoder, stored: dict[str, Tensor
         ({"out_channels": (8, 8, 8, 0)}, "out_channels must be positive"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_configurations(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PixelDecoder.Config(**changes)

@@ -73,6 +73,7 @@ def test_the_maps_dtype_is_kept_and_no_gradient_is_given() -> None:
     assert not answer.requires_grad
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_configurations() -> None:
     with pytest.raises(ValueError, match="iterations must be at least 1"):
         Stage(0)
