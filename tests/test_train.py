@@ -1,0 +1,112 @@
+"""The training job: schedules, what makes no difference, what stops it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import Fourd
+from safetensors.torch import load_file
+
+from fourd_core.checkpoint import load_checkpoint, save_checkpoint
+from fourd_core.errors import WeightsError
+from fourd_core.jobs.train import TrainConfig, learning_rate
+from fourd_core.recipe import ComponentConfig
+
+WEIGHTS = "train/weights.safetensors"
+
+
+def config(**keys: object) -> TrainConfig:
+    return TrainConfig(objective=ComponentConfig("objectives", "none", None), **keys)  # type: ignore[arg-type]
+
+
+def test_learning_rates_by_hand() -> None:
+    flat = config(steps=10, lr=2.0, warmup=4)
+    assert [learning_rate(flat, step) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    cosine = config(steps=8, lr=2.0, warmup=0, schedule="cosine")
+    assert learning_rate(cosine, 0) == 2.0
+    assert learning_rate(cosine, 4) == pytest.approx(1.0)
+    assert learning_rate(cosine, 7) == pytest.approx(1 + torch.cos(torch.tensor(7 / 8 * torch.pi)).item())
+    stairs = config(steps=8, lr=2.0, schedule="step", decay=0.5, decay_every=3)
+    assert [learning_rate(stairs, step) for step in (0, 2, 3, 5, 6)] == [2.0, 2.0, 1.0, 1.0, 0.5]
+
+
+def test_workers_change_nothing_but_the_speed(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    steps = ("--set", "stages.train.steps=6")
+    fourd("run", toy_recipe, "train", *steps, "--out", "none", check=0)
+    fourd("run", toy_recipe, "train", *steps, "--set", "stages.train.workers=2", "--out", "two", check=0)
+    assert (tmp_path / "none" / WEIGHTS).read_bytes() == (tmp_path / "two" / WEIGHTS).read_bytes()
+
+
+def test_accumulation_averages_the_losses(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    """One step over two batches of one equals the mean of two first steps' losses, and moves the weights once."""
+    common = ("--set", "stages.train.batch_size=1", "--set", "stages.train.lr=1e-30")
+    fourd("run", toy_recipe, "train", *common, "--set", "stages.train.steps=2", "--out", "single", check=0)
+    both = ("--set", "stages.train.steps=1", "--set", "stages.train.accumulate=2")
+    fourd("run", toy_recipe, "train", *common, *both, "--out", "both", check=0)
+    single = [entry["loss"] for entry in logged(tmp_path / "single")]
+    (mean,) = (entry["loss"] for entry in logged(tmp_path / "both"))
+    assert mean == pytest.approx(sum(single) / 2, rel=1e-6)
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_loss_that_is_not_finite_stops_resumably(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    answer = fourd("run", toy_recipe, "train", "--set", "stages.train.lr=1e30", "--out", "a", check=2)
+    assert "the loss of step" in answer.stderr
+    assert "lower lr" in answer.stderr
+    assert json.loads((tmp_path / "a/run.json").read_text())["stages"]["train"]["state"] == "failed"
+    assert not (tmp_path / "a" / WEIGHTS).exists()
+
+
+def test_bf16_trains_close_to_fp32(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        fourd("run", toy_recipe, "train", "--set", f"precision={precision}", "--out", precision, check=0)
+    full, half = (load_file(tmp_path / precision / WEIGHTS) for precision in ("fp32", "bf16"))
+    for name, value in full.items():
+        assert half[name].dtype == torch.float32
+        assert not torch.equal(half[name], value)
+        torch.testing.assert_close(half[name], value, rtol=0.05, atol=0.02)
+
+
+def test_checkpoints_carry_weights_optimiser_and_step(tmp_path: Path) -> None:
+    def trained(layer: torch.nn.Linear, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            layer(torch.ones(1, 3)).sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    first = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(first.parameters(), lr=0.1)
+    trained(first, optimizer, 3)
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, first.state_dict(), dict(first.named_parameters()), optimizer, 3)
+    trained(first, optimizer, 2)
+
+    second = torch.nn.Linear(3, 2)
+    again = torch.optim.AdamW(second.parameters(), lr=0.1)
+    state, step = load_checkpoint(path, dict(second.named_parameters()), again)
+    assert step == 3
+    second.load_state_dict(state)
+    trained(second, again, 2)
+    assert torch.equal(first.weight, second.weight)
+
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(WeightsError, match="not a whole checkpoint"):
+        load_checkpoint(path, dict(second.named_parameters()), again)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, layer.state_dict(), dict(layer.named_parameters()), optimizer, 1)
+    with pytest.raises(WeightsError, match=r"'(weight|bias)', which this system does not train"):
+        load_checkpoint(path, {"other": layer.weight}, optimizer)
