@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fourd_core.errors import RunError
-from fourd_core.interfaces import Dataset, Metric, Result
+from fourd_core.interfaces import Component, Dataset, Metric, Result
 from fourd_core.progress import track
 from fourd_core.randomness import generator_for
 from fourd_core.system import System
@@ -111,7 +111,8 @@ class LILACueError(Metric):
             "split": "held_out",
             # The file's name without its folder: the same clip elsewhere gives the same numbers.
             "videos": [f"{PurePath(video.name).name}, {video.frame_count} frames" for video in data.videos("held_out")],
-            "cues": [f"{name}: {type(cue).__name__}" for name, cue in system.cues.items()],
+            "backbone": _described(system.backbone),
+            "cues": {name: _described(cue) for name, cue in system.cues.items()},
             "pairs": self.config.pairs,
             "batch_size": self.config.batch_size,
             "seed": self.config.seed,
@@ -119,6 +120,15 @@ class LILACueError(Metric):
         }
         plain: dict[str, Any] = json.loads(json.dumps(protocol))  # tuples become lists, as they will when read back
         return plain
+
+
+def _described(component: Component) -> dict[str, Any]:
+    """A component's class and what it was configured with, weights by their file's name."""
+    config = getattr(component, "config", None)
+    settings = attrs.asdict(config) if config is not None else {}
+    if "weights" in settings:
+        settings["weights"] = PurePath(str(settings["weights"])).name
+    return {"class": type(component).__name__, **settings}
 
 
 @attrs.define
