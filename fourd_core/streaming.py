@@ -77,7 +77,7 @@ def _clip(video: Video, view: View, place: Window, multiple: int, device: torch.
     wanted = -(-place.frames // multiple) * multiple
     indices = [place.start + min(i, place.frames - 1) for i in range(wanted)]
     frames = view.apply(video.read(indices).to(device))
-    return Clip(frames[None], times=video.times(indices)[None])
+    return Clip(frames[None], times=video.times(indices)[None]).to(device)
 
 
 def _first_frames(predictions: Predictions, count: int) -> Predictions:

@@ -140,11 +140,13 @@ class System(nn.Module):
             load_weights(module, own, location=location)
 
     def untrained(self) -> System:
-        """The same composition with freshly initialised heads and memories, as training found them; shares the rest."""
+        """The same composition with heads and memories as training found them: fresh, or with the recipe's weights."""
         if self.recipe is None:
             raise RunError("a system that was not built from a recipe does not know how it was initialised")
         heads, memories = _build_heads(self.recipe, self.backbone)
-        return System(self.backbone, heads, memories, self.cues, self.recipe).to(self.device)
+        system = System(self.backbone, heads, memories, self.cues, self.recipe)
+        _load_named_weights(system, self.recipe)
+        return system.to(self.device)
 
     def predict(self, video: str | Path, limit_gb: float = 8.0) -> Predictions:
         """Every head's prediction for every frame of a video, in memory: `1 t c h w` at the size of the view.
@@ -221,11 +223,16 @@ def build_system(recipe: Recipe) -> System:
             objective: Objective = build_component(section, seed, f"stages.{name}.objective", system)
             system.objectives[name] = objective
     system.train(False)
+    _load_named_weights(system, recipe)
+    return system
+
+
+def _load_named_weights(system: System, recipe: Recipe) -> None:
+    """Give the system what the recipe's `weights` name, unless it is only a shape."""
     if recipe.weights is not None and system.device.type != "meta":
         from fourd_core.weights import read_state_dict
 
         system.load_trained_state(read_state_dict(recipe.weights), recipe.weights)
-    return system
 
 
 def build_dataset(recipe: Recipe) -> Dataset:
@@ -235,15 +242,15 @@ def build_dataset(recipe: Recipe) -> Dataset:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a recipe's `device` names; "auto" takes CUDA, then Apple's GPU, then the CPU.
+    """The device that a recipe's `device` names; "auto" takes CUDA, else the CPU.
+
+    Apple's GPU must be named: not every operation that plugins use exists there yet.
 
     Raises:
         RunError: a device that this machine or this build of torch does not have.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RunError(

@@ -121,4 +121,5 @@ def test_a_run_folder_loads_with_its_trained_weights(fourd: Fourd, toy_recipe: P
     trained, start = load(tmp_path / "a"), load(toy_recipe)
     assert not torch.equal(trained.heads["value"].linear.weight, start.heads["value"].linear.weight)
     by_weights = load(toy_recipe, [f"weights={tmp_path}/a/train/weights.safetensors"])
+    assert torch.equal(by_weights.untrained().heads["value"].linear.weight, trained.heads["value"].linear.weight)
     assert torch.equal(trained.heads["value"].linear.weight, by_weights.heads["value"].linear.weight)
