@@ -108,7 +108,7 @@ class Recipe:
     description: str = ""
     seed: int = attrs.field(default=0, validator=_check_seed)
     device: str = attrs.field(default="auto", validator=_check_device)
-    """""auto" takes CUDA, else the CPU."""
+    """The word "auto" takes CUDA, else the CPU."""
     threads: int | None = attrs.field(default=None, validator=_check_threads)
     """CPU threads of torch; None: torch's choice."""
     precision: Literal["fp32", "bf16"] = "fp32"
