@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +77,18 @@ def shell(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Shell:
 
     call("python", "-m", "pip", "install", "--quiet", "--no-index", "--find-links", wheels, "acme-fourd[recipe]")
     return call
+
+
+def test_every_distribution_carries_its_licence(wheels: Path) -> None:
+    licence = (ROOT / "LICENSE").read_bytes()
+    for project in (EXAMPLE, *(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))):
+        assert (project / "LICENSE").read_bytes() == licence, f"{project.name} has another LICENSE than the root"
+    built = list(wheels.glob("*.whl"))
+    assert len(built) == len(PROJECTS)
+    for wheel in built:
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
+            assert archive.read(name) == licence
 
 
 def test_the_wheels_are_what_is_used(shell: Shell) -> None:
