@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -65,7 +66,7 @@ def _libraries() -> Iterator[Line]:
             "note", "libraries", "fourd-core runs from a source folder; pip install -e . makes it a distribution"
         )
         return
-    names = {item: item.partition(">")[0].strip() for item in needed}
+    names = {item: re.split(r"[^\w.-]", item, maxsplit=1)[0] for item in needed}  # `fsspec[http]>=2024.6` is fsspec
     missing = [item for item, name in names.items() if _version(name) is None]
     if missing:
         yield Line("FAIL", "libraries", f"missing; pip install {' '.join(map(repr, missing))}")

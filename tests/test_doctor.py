@@ -45,6 +45,14 @@ def test_doctor_on_this_machine(tmp_path: Path) -> None:
         assert found["xformers"][0] == "note" and "not needed" in found["xformers"][1]
 
 
+def test_requirements_are_told_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = ["torch>=2.10", "fsspec[http]>=2024.6", "numpy", "attrs!=20.1,>=19", "xformers>=1; extra == 'gpu'"]
+    monkeypatch.setattr(doctor, "requires", lambda name: needed)
+    assert list(doctor._libraries()) == [Line("ok", "libraries", "all 4 that the core needs are installed")]
+    needed.append("no-such-library[all]>=2")
+    assert list(doctor._libraries()) == [Line("FAIL", "libraries", "missing; pip install 'no-such-library[all]>=2'")]
+
+
 @pytest.fixture
 def install_sick(tmp_path: Path) -> Path:
     """A folder with a distribution whose hook raises at import."""
