@@ -27,9 +27,11 @@ def test_fields_that_do_not_belong_together() -> None:
         Clip(torch.zeros(1, 2, 3, 4, 5, dtype=torch.uint8))
 
 
-def test_every_module_is_checked() -> None:
+def test_every_module_that_may_hold_tensors_is_checked() -> None:
     for folder in (ROOT, *ROOT.glob("plugins/*")):
         for file in folder.glob("fourd_*/**/[a-z]*.py"):
+            if file.parent.name in ("recipe", "report"):
+                continue
             spec = find_spec(".".join(file.relative_to(folder).with_suffix("").parts))
             assert spec
             assert type(spec.loader).__module__ == "jaxtyping._import_hook", file

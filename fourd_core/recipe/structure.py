@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import types
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, Protocol, Union, get_args, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, Union, get_args
 
 import attrs
 import cattrs
@@ -37,7 +37,6 @@ from fourd_core.recipe.values import (
 )
 
 
-@runtime_checkable
 class Resolver(Protocol):
     """Finds the classes that a recipe names."""
 

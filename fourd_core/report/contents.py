@@ -13,8 +13,7 @@ import base64
 import json
 import struct
 from pathlib import Path
-from types import GenericAlias
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import attrs
@@ -173,13 +172,13 @@ class _Budget:
 
 def _read_stage(run: Path, folder: Path, budget: _Budget, problems: list[str]) -> StageFolder:
     pictures = []
-    for path in sorted((folder / "pictures").glob("*.png")):
+    for path in sorted((folder / "pictures").glob("[!.]*.png")):
         size = _png_size(path)
         if size is None:
             problems.append(f"{path.relative_to(run)} is not a complete PNG picture and is left out.")
         else:
             pictures.append(_medium(run, path, budget, size))
-    videos = [_medium(run, path, budget) for path in sorted(folder.glob("*.mp4")) if path.stat().st_size]
+    videos = [_medium(run, path, budget) for path in sorted(folder.glob("[!.]*.mp4")) if path.stat().st_size]
     results = _read_json(folder / "result.json", list[Result], problems) or []
     return StageFolder(folder.name, results, pictures, videos)
 
@@ -199,11 +198,11 @@ def _png_size(path: Path) -> tuple[int, int] | None:
     return width, height
 
 
-def _read_json(path: Path, kind: type[T] | GenericAlias, problems: list[str]) -> T | None:
+def _read_json(path: Path, kind: type[T], problems: list[str]) -> T | None:
     if not path.is_file():
         return None
     try:
-        return cattrs.Converter().structure(json.loads(path.read_bytes()), cast(type[T], kind))
+        return cattrs.Converter().structure(json.loads(path.read_bytes()), kind)
     except (ValueError, TypeError, cattrs.BaseValidationError) as error:
         problems.append(f"{path.parent.name}/{path.name} cannot be read ({type(error).__name__}: {error}).")
         return None
