@@ -76,3 +76,20 @@ def test_numbers_that_are_not_finite_are_reported_with_their_sample(broken: str)
     {"features": x, "targets": y, "weights": c}[broken][1, 2] = float("nan")
     with pytest.raises(RunError, match="sample 1 of the batch"):
         weighted_ridge(x, y, c, ridge=0.1)
+
+
+@pytest.mark.parametrize("scale", [2.0**17, 2.0**83])
+def test_features_that_are_too_much_for_the_precision_are_not_called_infinite(scale: float) -> None:
+    x, y, c = (part[:, :4] for part in problem(dtype=torch.float32))
+    x[1], c[1] = scale, 1  # three columns that are one; powers of two, so that no rounding hides it
+    with pytest.raises(RunError, match=r"sample 1 of the batch: .* too ill-conditioned for float32; normalise"):
+        weighted_ridge(x, y, c, ridge=1e-3)
+    x[0, 0, 0] = float("inf")  # the first thing to look for
+    with pytest.raises(RunError, match=r"sample 0 of the batch: .* not finite"):
+        weighted_ridge(x, y, c, ridge=1e-3)
+
+
+def test_a_negative_weight_is_reported() -> None:
+    x, y, c = problem()
+    with pytest.raises(RunError, match=r"sample 0 of the batch: .* a weight is negative"):
+        weighted_ridge(x, y, c * torch.tensor([[-100.0], [1.0]]), ridge=0.1)

@@ -10,7 +10,7 @@ penalised; for a bias append a constant 1 to the features. Source: LILA, linear 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fourd_core.errors import RunError
@@ -27,7 +27,8 @@ def weighted_ridge(
         weights: one per row, >= 0.
         ridge: > 0; without it fewer rows than features have no unique solution.
     Raises:
-        RunError: a sample has no solution, because its numbers are not finite or a weight is negative.
+        RunError: a sample has no solution: its numbers are not finite, a weight is negative, or the features are too
+            large or too alike for this precision.
     """
     accurate = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
@@ -37,14 +38,27 @@ def weighted_ridge(
         gram = weighted @ x + ridge * torch.eye(d, dtype=accurate, device=x.device)
         factor, info = torch.linalg.cholesky_ex(gram)
         solution = torch.cholesky_solve(weighted @ y, factor)
-    _require_solved((info == 0) & solution.isfinite().all(-1).all(-1))
+    solved = (info == 0) & solution.isfinite().all(-1).all(-1)
+    if not bool(solved.all()):
+        raise RunError(_why_unsolved(~solved, x, y, c))
     return solution
 
 
-def _require_solved(solved: Tensor) -> None:
-    if not bool(solved.all()):
-        failed = ", ".join(str(i) for i in (~solved).nonzero().flatten().tolist())
-        raise RunError(
-            f"the ridge regression has no solution for sample {failed} of the batch: its features, targets or weights "
-            "are not finite, or a weight is negative; lower the learning rate or look for a bad cue"
+def _why_unsolved(
+    failed: Bool[Tensor, "b"], x: Float[Tensor, "b n d"], y: Float[Tensor, "b n k"], c: Float[Tensor, "b n"]
+) -> str:
+    usable = (c.isfinite() & (c >= 0)).all(1) & x.isfinite().flatten(1).all(1) & y.isfinite().flatten(1).all(1)
+    broken = failed & ~usable
+    if broken.any():
+        return (
+            f"the ridge regression has no solution for sample {_numbers(broken)} of the batch: its features, targets "
+            "or weights are not finite, or a weight is negative; lower the learning rate or look for a bad cue"
         )
+    return (
+        f"the ridge regression has no solution for sample {_numbers(failed)} of the batch: its numbers are too large "
+        f"or too ill-conditioned for {str(x.dtype).removeprefix('torch.')}; normalise the features or raise `ridge`"
+    )
+
+
+def _numbers(chosen: Bool[Tensor, "b"]) -> str:
+    return ", ".join(str(i) for i in chosen.nonzero().flatten().tolist())
