@@ -72,6 +72,11 @@ def base_frames(frames: UInt8[Tensor, "t 3 h w"], base: int) -> UInt8[Tensor, "t
 def cut_maps(
     maps: Float[Tensor, "b c h w"], theta: Float[Tensor, "b 2 3"], size: int
 ) -> Float[Tensor, "b c size size"]:
-    """Maps of whole frames, sampled bilinearly where the views' pixels lie (zeros beyond the frame)."""
-    grid = F.affine_grid(theta.to(maps), [len(maps), 1, size, size], align_corners=False)
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    """Maps of whole frames, sampled bilinearly where the views' pixels lie (zeros beyond the frame).
+
+    In float32 also under autocast: coordinates in half precision are wrong by up to half a pixel.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        maps = maps.float()
+        grid = F.affine_grid(theta.to(maps), [len(maps), 1, size, size], align_corners=False)
+        return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

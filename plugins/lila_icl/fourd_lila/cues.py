@@ -22,6 +22,8 @@ from fourd_lila.confidence import flow_agreement
 from fourd_lila.crops import cut_maps
 
 DISPARITY_SCALE, DISPARITY_OFFSET, FARTHEST = 0.01, 0.1, 0.9
+SMALLEST_SHARE = 1e-6
+"""A pixel of a view of which the teacher knows less than this is unknown."""
 
 
 @attrs.frozen(eq=False)
@@ -31,23 +33,26 @@ class PairCue:
     Attributes:
         values: query and context.
         valid: 1 where the numbers can be trusted, else 0 (fractions once it is cut or pooled).
+        known: 1 where the teacher gave a number at all, trusted or not, else 0 (fractions once it is cut).
         is_flow: the channels are x and y displacements in half frames.
     """
 
     values: Float[Tensor, "b 2 c h w"]
     valid: Float[Tensor, "b 2 1 h w"]
+    known: Float[Tensor, "b 2 1 h w"]
     is_flow: bool = False
 
 
 def pair_cue(maps: CueMaps, temperature: float = 0.05) -> PairCue:
-    """A teacher's answer for clips of (query, context) as scene cues with their confidence.
+    """A teacher's answer for clips of (query, context) as scene cues with their confidence, in float32.
 
     Args:
         temperature: how strictly forward and backward flow must agree, see `flow_agreement`.
     """
-    values = maps.values
-    valid = values.new_ones(values[:, :, :1].shape, dtype=torch.bool) if maps.valid is None else maps.valid
-    values = torch.where(valid, values, 0)  # what a teacher leaves where it knows nothing may be NaN
+    values = maps.values.float()
+    known = torch.ones_like(values[:, :, :1], dtype=torch.bool) if maps.valid is None else maps.valid
+    values = torch.where(known, values, 0)  # what a teacher leaves where it knows nothing may be NaN
+    valid = known
     if maps.kind == "flow":
         flow = half_frames(values.flatten(0, 1)).unflatten(0, (-1, 2))
         there, back = flow.unbind(1)
@@ -56,7 +61,7 @@ def pair_cue(maps: CueMaps, temperature: float = 0.05) -> PairCue:
     elif maps.kind == "disparity":
         values, trusted = depth_from_disparity(values)
         valid = valid & trusted
-    return PairCue(values, valid.to(values.dtype), is_flow=maps.kind == "flow")
+    return PairCue(values, valid.to(values), known.to(values), is_flow=maps.kind == "flow")
 
 
 def half_frames(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 2 h w"]:
@@ -75,18 +80,20 @@ def depth_from_disparity(
 
 
 def cut_cue(cue: PairCue, theta: Float[Tensor, "b 2 2 3"], size: int, correct_flow: bool = False) -> PairCue:
-    """The cue of whole frames in the two views.
+    """The cue of whole frames in the two views; places that the teacher does not know are not mixed into others.
 
     Args:
         correct_flow: express flow in half *views*, so that a mirrored view mirrors it and a small crop enlarges it.
             The reference leaves it in half frames: then the same point has the same value in both views.
     """
-    flat = theta.flatten(0, 1)
-    values = cut_maps(cue.values.flatten(0, 1), flat, size)
+    maps = torch.cat([cue.values * cue.known, cue.valid, cue.known, torch.ones_like(cue.known)], dim=2)
+    cut = cut_maps(maps.flatten(0, 1), theta.flatten(0, 1), size).unflatten(0, (-1, 2))
+    values, valid, known, inside = cut.split([cue.values.shape[2], 1, 1, 1], dim=2)
+    values = values * (inside / known.clamp(min=SMALLEST_SHARE))  # `inside`: zeros beyond the frame are the reference's
+    valid = torch.where(known < SMALLEST_SHARE, 0, valid)
     if correct_flow and cue.is_flow:
-        values = values / flat.diagonal(dim1=-2, dim2=-1)[:, :, None, None]
-    valid = cut_maps(cue.valid.flatten(0, 1), flat, size)
-    return PairCue(values.unflatten(0, (-1, 2)), valid.unflatten(0, (-1, 2)), cue.is_flow)
+        values = values / theta.diagonal(dim1=-2, dim2=-1)[..., None, None]
+    return PairCue(values, valid, known, cue.is_flow)
 
 
 def standardise(values: Float[Tensor, "b 2 c h w"]) -> Float[Tensor, "b 2 c h w"]:

@@ -52,6 +52,15 @@ def test_picture_and_maps_are_cut_alike() -> None:
         torch.testing.assert_close(maps, crop.cut(frame, 16).float(), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_views_are_cut_in_single_precision(dtype: torch.dtype) -> None:
+    maps = torch.rand(2, 2, 224, 224, generator=torch.Generator().manual_seed(0)).to(dtype)
+    theta = torch.stack([Crop(37, 10, 300, flip=True).theta(480), Crop(1, 100, 263).theta(480)])
+    exact = cut_maps(maps.float(), theta, 224)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(cut_maps(maps, theta, 224), exact, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("size", "expected"), [((45, 80), (2, 3, 32, 32)), ((81, 33), (2, 3, 32, 32))])
 def test_base_frames_are_the_middle_of_the_frame(size: tuple[int, int], expected: tuple[int, ...]) -> None:
     ramp = torch.linspace(0, 255, max(size)).round().to(torch.uint8)
@@ -103,7 +112,8 @@ def test_stacked_cues_equal_the_stored_ones() -> None:
 
     def pair(query: Tensor, context: Tensor) -> PairCue:
         values = torch.stack([query, context], 1)
-        return PairCue(values, torch.ones_like(values[:, :, :1]))
+        everywhere = torch.ones_like(values[:, :, :1])
+        return PairCue(values, everywhere, everywhere)
 
     cues = [pair(stored["flow_q"], -stored["flow_ctx_raw"]), pair(stored["depth_q"], stored["depth_ctx"])]
     stacked = stack_cues(cues, torch.stack([stored["z"], stored["z"]], 1))
@@ -151,6 +161,38 @@ def test_flows_that_disagree_are_not_trusted() -> None:
     valid = pair_cue(attrs.evolve(flow, values=values)).valid
     assert valid[0, 0, 0, :, :35].min() == 1 and valid[0, 0, 0, :, 37:].max() == 0  # the query's points arrive at x + 4
     assert valid[0, 1, 0, :, :40].min() == 1 and valid[0, 1, 0, :, 40:].max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_teacher_may_answer_in_half_precision(dtype: torch.dtype) -> None:
+    stored = load_file(DATA / "confidence.safetensors")
+    flow = torch.stack([stored["flow01"], stored["flow10"]], 1) * 12
+    coarse = pair_cue(CueMaps(flow.to(dtype), "flow"))
+    exact = pair_cue(CueMaps(flow.to(dtype).float(), "flow"))
+    assert torch.equal(coarse.valid, exact.valid)
+    assert torch.equal(coarse.values, exact.values)
+
+
+def test_unknown_places_are_not_mixed_into_their_neighbours() -> None:
+    known = torch.ones(1, 2, 1, 32, 32, dtype=torch.bool)
+    known[..., 9:14, 9:20] = False
+    disparity = torch.where(known, 100.0, float("nan"))
+    theta = torch.stack([Crop(5, 4, 17, flip=True).theta(32), Crop(3, 2, 23).theta(32)])[None]
+    cue = cut_cue(pair_cue(CueMaps(disparity, "disparity", known)), theta, 32)
+    counted = cue.valid > 0
+    assert ((cue.valid > 0.01) & (cue.valid < 0.99)).sum() > 50  # views whose pixels lie between the teacher's
+    depth = depth_from_disparity(torch.tensor(100.0))[0]
+    torch.testing.assert_close(cue.values[counted], depth.expand(int(counted.sum())))
+    assert 50 < (~counted).sum() < 500
+
+
+def test_a_teacher_that_knows_all_and_says_so_is_one_that_says_nothing() -> None:
+    disparity = 300 * torch.rand(1, 2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    theta = Crop(0, 4, 17).theta(32).expand(1, 2, 2, 3)  # at the frame's border zeros are mixed in: the reference's way
+    silent = cut_cue(pair_cue(CueMaps(disparity, "disparity")), theta, 40)
+    spoken = cut_cue(pair_cue(CueMaps(disparity, "disparity", disparity >= 0)), theta, 40)
+    assert torch.equal(silent.values, spoken.values)
+    assert torch.equal(silent.values[:, 0], cut_maps(depth_from_disparity(disparity)[0][:, 0], theta[:, 0], 40))
 
 
 def test_what_a_teacher_leaves_out_may_be_nan() -> None:
