@@ -21,7 +21,7 @@ def solve_readout(
     """The linear map with bias (its last row) that best explains the cues by the features.
 
     Args:
-        confidence: per channel of the teachers' maps; a place's weight is their product (1 without any channel).
+        confidence: of the teachers; a place's weight is the product of the channels (1 without any).
         pool: features, cues and confidence are first averaged to this many rows and columns.
         min_confidence: places of a smaller product have no weight.
         ridge: weight of the norm of the map, bias included.
@@ -38,4 +38,5 @@ def predict(features: Float[Tensor, "b d h w"], readout: Float[Tensor, "b d_plus
     """Apply a linear map with bias to every pixel, in float32 also under autocast."""
     weight, bias = readout[:, :-1].mT, readout[:, -1:].mT
     with torch.autocast(features.device.type, enabled=False):
-        return (weight @ features.float().flatten(2) + bias).unflatten(-1, features.shape[-2:])
+        pixels: Tensor = weight @ features.float().flatten(2) + bias
+        return pixels.reshape(*pixels.shape[:2], *features.shape[-2:])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import attrs
 import torch
@@ -20,13 +20,13 @@ from fourd_pamr import PAMR, Stage
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fourd_core.data import Clip, CueKind, TokenMap, Tokens
-from fourd_core.errors import MediaError
-from fourd_core.interfaces import Dataset, Objective, Sample, Split
+from fourd_core.data import Clip, CueKind, Prediction, TokenMap, Tokens
+from fourd_core.errors import MediaError, PluginError
+from fourd_core.interfaces import CueProvider, Dataset, Head, Objective, Sample, Split
 from fourd_core.kernels.gradient_matching import GradientForm, gradient_matching, masked_l1
 from fourd_core.system import System
 from fourd_lila.crops import base_frames, random_crop, random_flip, resize
-from fourd_lila.cues import cut_cue, pair_cue, stack_cues
+from fourd_lila.cues import PairCue, cut_cue, pair_cue, stack_cues
 from fourd_lila.distillation import pick_channels, random_channels
 from fourd_lila.in_context import predict, solve_readout
 
@@ -50,7 +50,8 @@ class Pairs:
         clip: these single frames.
         cues: the cue maps of the views, side by side.
         valid: which of their numbers the loss counts.
-        confidence: how far the teachers can be trusted, per channel of their maps (not the distilled ones).
+        confidence: how far the teachers can be trusted: one channel per teacher, two equal ones for flow, none for the
+            distilled channels (the solve weights a place by the product, and the reference squares flow's).
         channels: which of all cue channels these are; only the distilled ones are a choice.
         groups: where each cue's channels lie, by name.
     """
@@ -150,17 +151,24 @@ class LILA(Objective):
             )
         if not (config.distill_channels or system.cues):
             raise ValueError("there is nothing to learn: add a section [cues.NAME] or set distill_channels above 0")
+        if DISTILLATION in system.cues:
+            raise ValueError(
+                f'[cues.{DISTILLATION}]: a cue may not be called "{DISTILLATION}", which is what the encoder\'s own '
+                "features are called in tables; give it another name"
+            )
         self.distill_tap = spec.tap(config.distill_tap)
         self.pamr = PAMR(config.pamr) if config.pamr is not None else None
         self.readout = (
-            nn.Linear(system.heads[config.head].channels, self._all_channels(system)) if config.mode == "erm" else None
+            nn.Linear(cast(Head, system.heads[config.head]).channels, self._all_channels(system))
+            if config.mode == "erm"
+            else None
         )
 
     def _all_channels(self, system: System) -> int:
         """How many channels all cues have together."""
         total = system.backbone.spec.taps[self.distill_tap].dim if self.config.distill_channels else 0
         for name, cue in system.cues.items():
-            channels = CHANNELS.get(cue.kind) or getattr(cue, "channels", None)
+            channels = _declared_channels(cue)
             if channels is None:
                 raise ValueError(
                     f'mode = "erm" needs to know how many channels [cues.{name}] has: its class lacks `channels`'
@@ -217,34 +225,47 @@ class LILA(Objective):
     @torch.no_grad()
     def prepare(self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator) -> Pairs:
         """Everything of a batch that does not learn: the views' tokens and their cues."""
-        config = self.config
         views, frames = batch["views"].float() / 255, batch["frames"].float() / 255
         clip = Clip(views.flatten(0, 1)[:, None])
-        tokens = system.encode(clip.frames, taps=(self.distill_tap,) if config.distill_channels else ())
-        cues = {
-            name: cut_cue(
-                pair_cue(provider(Clip(frames)), config.temperature),
-                batch["theta"],
-                config.view_size,
-                config.correct_flow,
-            )
-            for name, provider in system.cues.items()
-        }
-        confidence = torch.cat([views[:, :, :0], *(cue.valid.expand_as(cue.values) for cue in cues.values())], dim=2)
+        tokens = system.encode(clip.frames, taps=(self.distill_tap,) if self.config.distill_channels else ())
+        with torch.autocast(views.device.type, enabled=False):  # teachers and geometry in float32, as the reference
+            return self._pairs(tokens, clip, self._cues(system, Clip(frames), batch["theta"]), generator)
+
+    def _cues(self, system: System, frames: Clip, theta: Float[Tensor, "b 2 2 3"]) -> dict[str, PairCue]:
+        """What every teacher says about the whole frames, cut to the views.
+
+        Raises:
+            PluginError: a teacher's maps have another number of channels than its class says.
+        """
+        config, cues = self.config, {}
+        for name, provider in system.cues.items():
+            maps, declared = provider(frames), _declared_channels(provider)
+            if declared not in (None, maps.values.shape[2]):
+                raise PluginError(
+                    f"[cues.{name}]: {type(provider).__name__} gave maps of {maps.values.shape[2]} channels where it "
+                    f"declares {declared}; correct its `kind`, its `channels` or its maps"
+                )
+            cues[name] = cut_cue(pair_cue(maps, config.temperature), theta, config.view_size, config.correct_flow)
+        return cues
+
+    def _pairs(self, tokens: Tokens, clip: Clip, cues: Mapping[str, PairCue], generator: torch.Generator) -> Pairs:
+        """Teachers' cues and distilled channels side by side."""
+        views = clip.frames[:, 0].unflatten(0, (-1, 2))
         widths = {name: cue.values.shape[2] for name, cue in cues.items()}
         channels = torch.arange(sum(widths.values())).expand(len(views), -1)
+        valid = [(cue.valid > 0).expand_as(cue.values) for cue in cues.values()]
         distilled = None
-        if config.distill_channels:
+        if self.config.distill_channels:
             maps = tokens[self.distill_tap].as_maps().unflatten(0, (-1, 2)).squeeze(2)
-            chosen = random_channels(len(maps), maps.shape[2], config.distill_channels, generator)
-            distilled = self._refine(pick_channels(maps, chosen.to(maps.device)), views)
+            chosen = random_channels(len(maps), maps.shape[2], self.config.distill_channels, generator)
+            distilled = self._refine(pick_channels(maps.float(), chosen.to(maps.device)), views)
             widths[DISTILLATION] = chosen.shape[1]
             channels = torch.cat([channels, channels.shape[1] + chosen], dim=1)
-        stacked = stack_cues(tuple(cues.values()), distilled)
-        everywhere = torch.ones_like(stacked[:, :, confidence.shape[2] :], dtype=torch.bool)
+            valid.append(torch.ones_like(distilled, dtype=torch.bool))
+        trust = [cue.valid.expand_as(cue.values) if cue.is_flow else cue.valid for cue in cues.values()]
         return Pairs(
-            tokens, clip, stacked, torch.cat([confidence > 0, everywhere], dim=2), confidence,
-            channels.to(stacked.device), _slices(widths),
+            tokens, clip, stack_cues(tuple(cues.values()), distilled), torch.cat(valid, dim=2),
+            torch.cat([views[:, :, :0], *trust], dim=2), channels.to(views.device), _slices(widths),
         )  # fmt: skip
 
     def _refine(
@@ -255,12 +276,14 @@ class LILA(Objective):
             fine = self.pamr(coarse, guide)
         else:
             fine = F.interpolate(coarse, guide.shape[-2:], mode="bilinear", align_corners=False)
-        return fine.unflatten(0, (-1, 2))
+        refined: Tensor = fine.unflatten(0, (-1, 2))
+        return refined
 
     def features(self, system: System, pairs: Pairs) -> Float[Tensor, "b 2 d v v"]:
         """The head's pixel features of both views."""
-        values: Tensor = system.heads[self.config.head](pairs.tokens, pairs.clip).values
-        return values[:, 0].unflatten(0, (-1, 2))
+        prediction = cast(Prediction, system.heads[self.config.head](pairs.tokens, pairs.clip))
+        features: Tensor = prediction.values[:, 0].unflatten(0, (-1, 2))
+        return features
 
     def solved_readout(self, features: Float[Tensor, "b d v v"], pairs: Pairs) -> Float[Tensor, "b d_plus_1 k"]:
         """The read-out that the context frame's features and cues give."""
@@ -274,6 +297,11 @@ class LILA(Objective):
         assert self.readout is not None
         weight, bias = self.readout.weight[pairs.channels], self.readout.bias[pairs.channels]
         return torch.cat([weight, bias[..., None]], dim=-1).mT
+
+
+def _declared_channels(cue: CueProvider) -> int | None:
+    """How many channels a teacher's maps have, by its kind or by its own word; None where neither says it."""
+    return CHANNELS.get(cue.kind) or cue.channels
 
 
 def _draw(count: int, generator: torch.Generator) -> int:

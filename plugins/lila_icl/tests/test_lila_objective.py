@@ -14,7 +14,8 @@ from fourd_pamr import PAMR, Stage
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from fourd_core.errors import MediaError
+from fourd_core.data import Clip, CueMaps
+from fourd_core.errors import MediaError, PluginError
 from fourd_core.interfaces import CueProvider
 from fourd_core.system import System
 
@@ -231,6 +232,72 @@ def test_autocast_leaves_the_loss_nearly_as_it_is(config: LILA.Config, system: S
     with torch.autocast("cpu", torch.bfloat16):
         rough = objective(system, batch, seeded())["loss"]
     assert rough.dtype == torch.float32 and abs(rough - exact) < 0.05 * exact
+
+
+class Blurred(CueProvider):
+    """A learned teacher in miniature: the picture through a convolution, and how much of it is known."""
+
+    kind = "map"
+
+    def __init__(self, channels: int, known: float = 1.0, declared: int | None = None) -> None:
+        self.weight = torch.randn(channels, 3, 3, 3, generator=seeded())
+        self.known, self.channels = known, declared
+
+    def __call__(self, clip: Clip) -> CueMaps:
+        values = torch.nn.functional.conv2d(clip.frames.flatten(0, 1), self.weight, padding=1).unflatten(0, (-1, 2))
+        known = torch.rand(values[:, :, :1].shape, generator=seeded()) < self.known
+        return CueMaps(values, "map", known)
+
+
+def test_teachers_answer_in_single_precision_under_autocast(config: LILA.Config, build: Build, moving) -> None:
+    system = build({"blurred": Blurred(5)})
+    objective = LILA(config, system)
+    batch = batch_of(objective, moving())
+    exact = objective.prepare(system, batch, seeded())
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = objective.prepare(system, batch, seeded())
+    assert torch.equal(rough.cues[:, :, :5], exact.cues[:, :, :5])
+
+
+def test_distilled_features_are_refined_in_single_precision_under_autocast(
+    config: LILA.Config, system: System, moving
+) -> None:
+    objective = LILA(config, system)
+    with torch.autocast("cpu", torch.bfloat16):
+        pairs = objective.prepare(system, batch_of(objective, moving()), seeded())
+    tokens = pairs.tokens[1].as_maps()[:, 0]
+    assert tokens.dtype == torch.bfloat16
+    coarse = pick_channels(tokens.float().unflatten(0, (2, 2)), pairs.channels[:, 5:] - 5).flatten(0, 1)
+    fine = torch.nn.functional.interpolate(coarse, (32, 32), mode="bilinear")
+    torch.testing.assert_close(pairs.cues[:, :, 5:].flatten(0, 1), torch.nn.functional.normalize(fine, dim=1))
+
+
+def test_many_channels_are_trusted_as_one_but_flow_twice(
+    config: LILA.Config, build: Build, cues: dict[str, CueProvider], moving
+) -> None:
+    system = build({"blurred": Blurred(32, known=0.95), "flow": cues["flow"]})
+    objective = LILA(config, system)
+    pairs = objective.prepare(system, batch_of(objective, moving()), seeded())
+    assert pairs.confidence.shape[2] == 1 + 2 and pairs.valid.shape == pairs.cues.shape
+    assert torch.equal(pairs.valid[:, :, :32], (pairs.confidence[:, :, :1] > 0).expand(-1, -1, 32, -1, -1))
+    assert torch.equal(pairs.valid[:, :, 32:34], pairs.confidence[:, :, 1:] > 0)
+    readout = objective.solved_readout(objective.features(system, pairs)[:, 1], pairs)
+    assert readout[..., :32].abs().amax() > 0.01  # 0.95 to the power of 32 would be no trust at all
+
+
+@pytest.mark.parametrize("mode", ["in_context", "erm"])
+def test_a_teacher_with_other_channels_than_declared_is_named(
+    config: LILA.Config, build: Build, moving, mode: str
+) -> None:
+    system = build({"blurred": Blurred(5, declared=4)})
+    objective = LILA(attrs.evolve(config, mode=mode), system)
+    with pytest.raises(PluginError, match=r"\[cues.blurred\]: Blurred gave maps of 5 channels where it declares 4"):
+        objective(system, batch_of(objective, moving()), seeded())
+
+
+def test_a_cue_cannot_take_the_distillations_name(config: LILA.Config, build: Build) -> None:
+    with pytest.raises(ValueError, match="give it another name"):
+        LILA(config, build({"self-distillation": Blurred(2)}))
 
 
 @pytest.mark.parametrize(
