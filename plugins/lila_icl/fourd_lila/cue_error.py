@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fourd_core.errors import RunError
-from fourd_core.interfaces import Component, Dataset, Metric, Result
+from fourd_core.interfaces import Component, Dataset, Head, Metric, Result
 from fourd_core.progress import track
 from fourd_core.randomness import generator_for
 from fourd_core.system import System
@@ -139,10 +139,10 @@ class _Errors:
     counts: dict[str, int] = attrs.field(factory=dict)
 
     def add(self, prediction: Float[Tensor, "1 k v v"], pair: Pairs) -> None:
-        error, valid = (prediction - pair.cues[:, 0]).abs().double(), pair.valid[:, 0]
+        error, valid = (prediction - pair.cues[:, 0]).abs(), pair.valid[:, 0]
         for name, channels in pair.groups.items():
             counted = error[:, channels][valid[:, channels]]
-            self.sums[name] = self.sums.get(name, 0.0) + float(counted.sum())
+            self.sums[name] = self.sums.get(name, 0.0) + float(counted.sum())  # not all devices have float64
             self.counts[name] = self.counts.get(name, 0) + counted.numel()
 
     @property
@@ -165,7 +165,7 @@ def _predictors(system: System, objective: LILA) -> dict[str, Predictor]:
 
         return predictor
 
-    head, untrained = system.heads[objective.config.head], system.untrained().eval()
+    head, untrained = cast(Head, system.heads[objective.config.head]), system.untrained().eval()
     rows: dict[str, Predictor] = {}
     if objective.config.mode == "erm":
         rows["trained by ERM, solved in context"] = in_context(lambda pair: objective.features(system, pair))
@@ -187,4 +187,5 @@ def encoder_features(pairs: Pairs, taps: tuple[int, ...]) -> Float[Tensor, "b 2 
     ]
     pixels = torch.cat(maps, dim=1)
     mean, variance = pixels.mean(1, keepdim=True), pixels.var(1, keepdim=True, correction=0)
-    return ((pixels - mean) / (variance + 1e-5).sqrt()).unflatten(0, (-1, 2))
+    normalised: Tensor = ((pixels - mean) / (variance + 1e-5).sqrt()).unflatten(0, (-1, 2))
+    return normalised

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 import pytest
@@ -11,6 +12,7 @@ import torch
 from fourd_lila.cue_error import LILACueError, encoder_features
 from fourd_lila.in_context import predict
 from fourd_lila.objective import LILA
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fourd_core.data import Clip, CueMaps
 from fourd_core.errors import RunError
@@ -56,6 +58,20 @@ def test_rows_and_their_numbers(system: System, moving) -> None:
         assert row["self-distillation"] == pytest.approx(l1(features, slice(5, 9)), abs=2e-5)
     change = 100 * (result.rows[0]["L1"] / result.rows[1]["L1"] - 1)
     assert float(result.rows[0]["against the start"].removesuffix(" %")) == pytest.approx(change, abs=0.1)
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device that lacks float64, as Apple's do."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer = func(*args, **(kwargs or {}))
+        assert getattr(answer, "dtype", None) != torch.float64, f"{func} needs float64"
+        return answer
+
+
+def test_float64_is_not_needed(system: System, moving) -> None:
+    with NoFloat64():
+        LILACueError(LILACueError.Config(stage="learn", pairs=1)).measure(system, moving())
 
 
 def test_encoder_features_are_normalised_per_pixel(system: System, moving) -> None:
