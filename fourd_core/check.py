@@ -12,11 +12,13 @@ from torch import nn
 
 from fourd_core import registry
 from fourd_core.data import Clip
+from fourd_core.errors import RecipeError
 from fourd_core.interfaces import PretrainedWeights
-from fourd_core.jobs.predict import PredictConfig
+from fourd_core.provenance import component_sections, named_weights
 from fourd_core.recipe import Recipe
-from fourd_core.run import component_sections, named_weights
-from fourd_core.system import System, build_dataset, build_system
+from fourd_core.streaming import stream_config
+from fourd_core.system import System, build_dataset, build_system, pick_device
+from fourd_core.weights import read_state_dict
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -25,9 +27,17 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         FourdError: what is wrong and what to do.
     """
+    pick_device(recipe.device)
     with torch.device("meta"):
         system = build_system(recipe)
-    videos = build_dataset(recipe).videos("all")
+    data = build_dataset(recipe)
+    videos = data.videos("all")
+    if not videos:
+        raise RecipeError("[data] holds no video")
+    for name, stage in recipe.stages.items():
+        stage.config.create(name, stage.config, system, data, recipe).prepare()
+    if recipe.weights is not None:
+        read_state_dict(recipe.weights)
     first = videos[0]
     console = Console()
     console.print(_components(recipe))
@@ -54,11 +64,9 @@ def _components(recipe: Recipe) -> Table:
 
 def _shapes(system: System, video_size: tuple[int, int], recipe: Recipe) -> Table:
     """One window through the network on the meta device: shapes for real, numbers for none."""
-    config = next((s.config for s in recipe.stages.values() if isinstance(s.config, PredictConfig)), PredictConfig())
-    multiple = system.backbone.spec.multiple
-    view = config.view.view(video_size, multiple[1:])
-    frames = -(-config.window // multiple[0]) * multiple[0]
-    clip = Clip(torch.empty(1, frames, 3, *view.size, device="meta"))
+    config = stream_config(recipe)
+    view = config.view_of(video_size, system.backbone.spec)
+    clip = Clip(torch.empty(1, config.window, 3, *view.size, device="meta"))
     with torch.no_grad():
         tokens = system.encode(clip.frames)
         predictions = system(clip)

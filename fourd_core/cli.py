@@ -122,14 +122,14 @@ def _run(options: argparse.Namespace) -> int:
 def _rerun(options: argparse.Namespace) -> int:
     from fourd_core.run import rerun
 
-    folder: Path = options.out or _new_folder(options.folder.name)
+    folder: Path = options.out or _new_folder(options.folder.resolve().name)
     again = ["fourd", "rerun", str(options.folder), *options.stages, "--out", str(folder)]
     return _report_run(lambda: rerun(options.folder, folder, options.stages, options.command_line), folder, again)
 
 
 def _report_run(action: Callable[[], object], folder: Path, again: Sequence[str]) -> int:
     """Run, and say where the report lies or how to go on."""
-    from fourd_core.run import Interrupted
+    from fourd_core.run_folder import Interrupted
 
     try:
         action()

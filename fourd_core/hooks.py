@@ -22,7 +22,7 @@ from fourd_core.errors import PluginError
 
 if TYPE_CHECKING:
     from fourd_core.data import Predictions
-    from fourd_core.run import Run
+    from fourd_core.run_folder import Run
 
 hookspec = pluggy.HookspecMarker("fourd")
 hookimpl = pluggy.HookimplMarker("fourd")
@@ -47,8 +47,10 @@ def fourd_step_finished(run: Run, stage: str, step: int, metrics: Mapping[str, f
 
 
 @hookspec
-def fourd_window_finished(run: Run, stage: str, first_frame: int, last_frame: int, predictions: Predictions) -> None:
-    """Predictions of the frames `first_frame .. last_frame` (both included) are final."""
+def fourd_window_finished(
+    run: Run, stage: str, video: str, first_frame: int, last_frame: int, predictions: Predictions
+) -> None:
+    """Predictions of a video's frames `first_frame .. last_frame` (both included) are final."""
 
 
 @hookspec

@@ -99,7 +99,7 @@ def normalised(distribution: str) -> str:
 
 def is_selected(distribution: str) -> bool:
     """Whether `FOURD_PLUGINS` lets a distribution in."""
-    chosen = os.environ.get("FOURD_PLUGINS")
+    chosen, distribution = os.environ.get("FOURD_PLUGINS"), normalised(distribution)
     if chosen is None or distribution == CORE:
         return True
     names = {normalised(name.strip()) for name in chosen.split(",")}

@@ -6,7 +6,7 @@ from a seed of its own, so that adding a head changes no other head's start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from fourd_core import registry
 from fourd_core.data import Clip, Predictions, Tokens
-from fourd_core.errors import RecipeError, RunError
+from fourd_core.errors import RecipeError, RunError, WeightsError
 from fourd_core.interfaces import Backbone, Component, CueProvider, Dataset, Head, Memory, Objective, State
 from fourd_core.randomness import seeded
+from fourd_core.weights import load_weights, read_state_dict, sha256_of
 
 if TYPE_CHECKING:
     from fourd_core.recipe import ComponentConfig, Recipe
@@ -30,10 +31,30 @@ States = dict[str, State]
 class NamedModules(nn.ModuleDict):
     """A ModuleDict whose keys may be any word: a stage may be called "train", which is also a method of modules."""
 
+    def __init__(self, section: str, modules: Mapping[str, nn.Module] | None = None) -> None:
+        """`section`: of the recipe, for the message about a name that is not there."""
+        super().__init__()
+        self.section = section
+        self.update(modules or {})
+
     def __setitem__(self, key: str, module: nn.Module) -> None:
-        if not key or "." in key:
-            raise RecipeError(f'"{key}" cannot be the name of a head, memory or stage: use a word without dots')
         self._modules[key] = module
+
+    def __getitem__(self, key: str) -> nn.Module:
+        if key not in self._modules:
+            raise _no_such(self.section, key, self._modules)
+        return super().__getitem__(key)
+
+
+class NamedCues(dict[str, CueProvider]):
+    """Cues by name, with a sentence about a name that is not there."""
+
+    def __missing__(self, key: str) -> CueProvider:
+        raise _no_such("cues", key, self)
+
+
+def _no_such(section: str, key: str, known: Iterable[str]) -> RecipeError:
+    return RecipeError(f"the recipe has no [{section}.{key}]; it has: {', '.join(known) or 'none'}")
 
 
 class System(nn.Module):
@@ -59,12 +80,12 @@ class System(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
-        self.heads = NamedModules(heads)
-        self.memories = NamedModules(memories or {})
-        self.cues: dict[str, CueProvider] = dict(cues or {})
+        self.heads = NamedModules("heads", heads)
+        self.memories = NamedModules("memories", memories)
+        self.cues = NamedCues(cues or {})
         self._learned_cues = nn.ModuleList(c for c in self.cues.values() if isinstance(c, nn.Module))
         self._learned_cues.requires_grad_(False)
-        self.objectives = NamedModules()
+        self.objectives = NamedModules("stages")
         self.recipe = recipe
         self.train(False)
 
@@ -128,16 +149,16 @@ class System(nn.Module):
         Raises:
             WeightsError: not this system's weights.
         """
-        from fourd_core.weights import load_weights
 
-        for part in ("heads", "memories", "objectives"):
-            own = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
-            module: nn.Module = getattr(self, part)
-            if part == "objectives":
-                own = {k: v for k, v in own.items() if k in module.state_dict()}
-                if not own:
-                    continue
-            load_weights(module, own, location=location)
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+        load_weights(self.heads, below("heads."), location=location)
+        load_weights(self.memories, below("memories."), location=location)
+        for stage, objective in self.objectives.items():
+            own = below(f"objectives.{stage}.")
+            if own:  # weights of one training stage lack what another one's objective owns
+                load_weights(objective, own, location=location)
 
     def untrained(self) -> System:
         """The same composition with heads and memories as training found them: fresh, or with the recipe's weights."""
@@ -161,18 +182,12 @@ class System(nn.Module):
             MediaError: the video cannot be read.
             RunError: the predictions would not fit into `limit_gb`.
         """
-        from fourd_core.jobs.predict import PredictConfig, collect
         from fourd_core.media.video import open_video
-        from fourd_core.streaming import concatenate, stream
+        from fourd_core.streaming import collect, stream, stream_config
 
-        stages = self.recipe.stages.values() if self.recipe is not None else ()
-        config = next((s.config for s in stages if isinstance(s.config, PredictConfig)), PredictConfig())
-        precision = self.recipe.precision if self.recipe is not None else "fp32"
         source = open_video(str(video))
-        view = config.view.view(source.size, self.backbone.spec.multiple[1:])
         self.eval()
-        parts = stream(self, source, view, config.window, config.stride or config.window, precision=precision)
-        return concatenate(collect(parts, source.frame_count, round(limit_gb * 2**30)))
+        return collect(stream(self, source, stream_config(self.recipe)), source.frame_count, round(limit_gb * 2**30))
 
 
 def build_component(section: ComponentConfig, seed: int, where: str, *arguments: Any) -> Any:
@@ -193,17 +208,21 @@ def _build_heads(recipe: Recipe, backbone: Backbone) -> tuple[dict[str, Head], d
     seed, spec = recipe.seed, backbone.spec
     heads = {name: build_component(s, seed, f"heads.{name}", spec) for name, s in recipe.heads.items()}
     memories = {name: build_component(s, seed, f"memories.{name}", spec) for name, s in recipe.memories.items()}
-    for name in memories.keys() - heads.keys():
-        raise RecipeError(f"[memories.{name}] has no head to serve: name it like one of {', '.join(heads)}")
     _load_pretrained({f"heads.{k}": v for k, v in heads.items()} | {f"memories.{k}": v for k, v in memories.items()})
     return heads, memories
 
 
 def _load_pretrained(components: Mapping[str, Component]) -> None:
-    for component in components.values():
-        on_meta = isinstance(component, nn.Module) and any(p.is_meta for p in component.parameters())
-        if not on_meta:
-            component.load_pretrained()
+    for where, component in components.items():
+        if isinstance(component, nn.Module) and any(p.is_meta for p in component.parameters()):
+            continue
+        weights = component.pretrained()
+        if weights is not None and weights.sha256 is not None and sha256_of(weights.location) != weights.sha256:
+            raise WeightsError(
+                f"[{where}] {weights.location} is not the published file: its SHA-256 is not {weights.sha256}; "
+                "install or fetch it again"
+            )
+        component.load_pretrained()
 
 
 def build_system(recipe: Recipe) -> System:
@@ -230,8 +249,6 @@ def build_system(recipe: Recipe) -> System:
 def _load_named_weights(system: System, recipe: Recipe) -> None:
     """Give the system what the recipe's `weights` name, unless it is only a shape."""
     if recipe.weights is not None and system.device.type != "meta":
-        from fourd_core.weights import read_state_dict
-
         system.load_trained_state(read_state_dict(recipe.weights), recipe.weights)
 
 
@@ -271,7 +288,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> System:
         FourdError: what is wrong and what to do.
     """
     from fourd_core.recipe import load_recipe
-    from fourd_core.run import trained_weights
+    from fourd_core.run_folder import trained_weights
 
     source = Path(source)
     recipe = load_recipe(source / "recipe.toml" if source.is_dir() else source, overrides)
@@ -279,7 +296,5 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> System:
     if source.is_dir():
         weights = trained_weights(source, recipe)
         if weights is not None:
-            from fourd_core.weights import read_state_dict
-
             system.load_trained_state(read_state_dict(str(weights)), str(weights))
     return system.to(pick_device(recipe.device))

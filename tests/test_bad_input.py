@@ -176,3 +176,30 @@ def broken_plugin(tmp_path: Path) -> Path:
         "[fourd.plugin]\napi.1 = shattered_fourd\n[fourd.backbones]\nshattered = shattered_fourd:Backbone\n"
     )
     return folder
+
+
+@pytest.mark.parametrize("named", ["a", "a/run.json", "nothing"])
+def test_beside_without_results(fourd: Fourd, toy_recipe: Path, named: str) -> None:
+    fourd("run", toy_recipe, "train", "--out", "a", check=0)
+    refuses(fourd, toy_recipe, "evaluate", "--set", f'stages.evaluate.beside=["{named}"]', says=("beside", named))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("weights=nope.safetensors", "nope.safetensors"),
+        ("device=cuda:7", "CUDA"),
+        ('stages.evaluate.beside=["nowhere"]', "nowhere"),
+        ('stages.predict.view={rule="exact", height=61, width=64}', "multiple"),
+        ("data.video=missing.mp4", "missing.mp4"),
+    ],
+)
+def test_check_finds_what_a_run_would(fourd: Fourd, toy_recipe: Path, override: str, says: str) -> None:
+    answer = fourd("check", toy_recipe, "--set", override, check=2)
+    assert says in answer.stderr
+
+
+def test_a_cue_that_the_recipe_lacks(fourd: Fourd, toy_recipe: Path) -> None:
+    without = edited(toy_recipe, '[cues.brightness]\nuse = "toy_brightness"\n', "")
+    answer = fourd("run", without, "train", "--out", "a", check=2)
+    assert "the recipe has no [cues.brightness]" in answer.stderr

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import Fourd, shell_environment
+from helpers import Fourd, shell_environment, write_video
 
 WEIGHTS = "train/weights.safetensors"
 
@@ -120,3 +120,115 @@ def test_results_of_the_same_protocol_stand_beside(fourd: Fourd, toy_recipe: Pat
     result = fourd("run", toy_recipe, "evaluate", "--out", "c", "--set", beside, "--set", frames, check=0)
     assert "elsewhere" not in result.stdout
     assert "measured with another frames" in result.stdout
+
+
+def test_results_from_before_training_are_not_mixed_with_it(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    answer = fourd("run", toy_recipe, "predict", "evaluate", "--out", "a", check=0)
+    assert "nothing has trained value" in answer.stderr
+    answer = fourd("run", toy_recipe, "--out", "a", check=2)
+    assert "evaluate, predict from before train" in answer.stderr
+
+
+def test_stages_run_in_the_recipes_order(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    fourd("run", toy_recipe, "evaluate", "train", "--out", "a", check=0)
+    fourd("run", toy_recipe, "train", "evaluate", "--out", "b", check=0)
+    result = "evaluate/result.json"
+    assert (tmp_path / "a" / result).read_text() == (tmp_path / "b" / result).read_text()
+
+
+def test_rerun_of_a_later_stage_takes_the_trained_weights(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    fourd("run", toy_recipe, "train", "evaluate", "--out", "a", check=0)
+    fourd("rerun", "a", "evaluate", "--out", "b", check=0)
+    result = "evaluate/result.json"
+    assert (tmp_path / "a" / result).read_text() == (tmp_path / "b" / result).read_text()
+
+
+def test_a_kill_after_the_weights_does_not_train_again(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    fourd("run", toy_recipe, "train", "--out", "a", check=0)
+    before = (tmp_path / "a" / WEIGHTS).read_bytes()
+    record = json.loads((tmp_path / "a/run.json").read_text())
+    record["stages"]["train"]["state"] = "running"
+    (tmp_path / "a/run.json").write_text(json.dumps(record))
+    fourd("run", toy_recipe, "train", "--out", "a", check=0)
+    assert (tmp_path / "a" / WEIGHTS).read_bytes() == before
+
+
+def test_a_kill_between_recipe_and_record(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    fourd("run", toy_recipe, "train", "--out", "a", check=0)
+    (tmp_path / "b/train").mkdir(parents=True)
+    (tmp_path / "b/recipe.toml").write_bytes((tmp_path / "a/recipe.toml").read_bytes())
+    (tmp_path / "b/train/.checkpoint.77.part.safetensors").write_text("cut off")
+    fourd("run", toy_recipe, "train", "--out", "b", check=0)
+    assert not list((tmp_path / "b").rglob(".*"))
+    assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
+
+
+def test_two_processes_do_not_share_a_folder(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "fourd_core", "run", str(toy_recipe), "train", "--out", "a"]
+    words += ["--set", "stages.train.steps=5000"]
+    process = subprocess.Popen(words, cwd=tmp_path, env=shell_environment(), stderr=subprocess.DEVNULL)
+    while process.poll() is None and _lines(tmp_path / "a/metrics.jsonl") < 2:
+        time.sleep(0.01)
+    try:
+        answer = fourd(*words[3:], check=2)
+    finally:
+        process.kill()
+        process.wait()
+    assert "another process is at work in a" in answer.stderr
+
+
+def test_a_run_goes_on_with_its_own_threads(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    import torch
+
+    fourd("run", toy_recipe, "train", "--out", "a", check=0)
+    torch.set_num_threads(2)
+    try:
+        fourd("run", toy_recipe, "--out", "a", check=0)
+    finally:
+        torch.set_num_threads(1)
+    fourd("run", "a/recipe.toml", "--out", "a", check=0)
+
+
+def test_interrupted_with_workers_leaves_a_checkpoint(toy_recipe: Path, tmp_path: Path) -> None:
+    import os
+
+    words = [sys.executable, "-m", "fourd_core", "run", str(toy_recipe), "train", "--out", "a"]
+    words += ["--set", "stages.train.steps=5000", "--set", "stages.train.workers=2"]
+    process = subprocess.Popen(
+        words, cwd=tmp_path, env=shell_environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and _lines(tmp_path / "a/metrics.jsonl") < 5:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130, message
+    assert "Traceback" not in message
+    assert (tmp_path / "a/train/checkpoint.safetensors").exists()
+
+
+def test_a_prediction_is_not_continued_with_another_video(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    fourd("run", toy_recipe, "predict", "--out", "a", check=0)
+    record = json.loads((tmp_path / "a/run.json").read_text())
+    record["stages"]["predict"]["state"] = "interrupted"
+    (tmp_path / "a/run.json").write_text(json.dumps(record))
+    write_video(tmp_path / "clip.mp4", frames=20)
+    answer = fourd("run", toy_recipe, "predict", "--out", "a", check=2)
+    assert "another video" in answer.stderr
+
+
+def test_two_training_stages_resume(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    second = '\n[stages.again]\njob = "train"\nsteps = 3\n\n[stages.again.objective]\nuse = "toy_regression"\n'
+    toy_recipe.write_text(toy_recipe.read_text() + second)
+    fourd("run", toy_recipe, "train", "--out", "a", check=0)
+    fourd("run", toy_recipe, "again", "--out", "a", check=0)
+    fourd("run", toy_recipe, "train", "again", "--out", "b", check=0)
+    name = "again/weights.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_arrays_as_npz(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    fourd("run", toy_recipe, "predict", "--set", "stages.predict.npz=true", "--out", "a", check=0)
+    with np.load(tmp_path / "a/predict/clip.npz") as arrays:
+        assert arrays["value"].shape == (24, 1, 64, 88)

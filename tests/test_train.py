@@ -110,3 +110,10 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     save_checkpoint(path, layer.state_dict(), dict(layer.named_parameters()), optimizer, 1)
     with pytest.raises(WeightsError, match=r"'(weight|bias)', which this system does not train"):
         load_checkpoint(path, {"other": layer.weight}, optimizer)
+
+
+@pytest.mark.parametrize("wrong", ["clip_norm=-1", "clip_norm=0", "weight_decay=-1", "betas=[2, 0.9]", "warmup=-1"])
+def test_settings_that_make_no_sense(fourd: Fourd, toy_recipe: Path, tmp_path: Path, wrong: str) -> None:
+    answer = fourd("run", toy_recipe, "train", "--set", f"stages.train.{wrong}", "--out", "a", check=2)
+    assert f"stages.train.{wrong.partition('=')[0]}" in answer.stderr
+    assert not (tmp_path / "a").exists()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fourd_core.interfaces import Dataset
     from fourd_core.recipe import Recipe
-    from fourd_core.run import Run
+    from fourd_core.run_folder import Run
     from fourd_core.system import System
 
 JOBS: dict[str, str] = {

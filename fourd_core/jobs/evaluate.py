@@ -16,7 +16,7 @@ from fourd_core.files import write_json
 from fourd_core.interfaces import Metric, Result
 from fourd_core.jobs import Job
 from fourd_core.recipe import ComponentConfig, Location, components
-from fourd_core.run import Run
+from fourd_core.run_folder import Run
 from fourd_core.system import build_component
 
 RESULT_FILE = "result.json"
@@ -55,13 +55,21 @@ def as_table(result: Result) -> dict[str, Any]:
 
 
 def _read_results(place: str) -> list[dict[str, Any]]:
-    """The tables of a result file, or of every evaluate stage of a run folder."""
+    """The tables of a result file, or of every evaluate stage of a run folder.
+
+    Raises:
+        RunError: there are none.
+    """
     path = Path(place)
     files = sorted(path.glob(f"*/{RESULT_FILE}")) if path.is_dir() else [path]
     try:
-        return [table for file in files for table in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError) as error:
+        tables = [table for file in files for table in json.loads(file.read_text(encoding="utf-8"))]
+        whole = all(table.keys() >= {"title", "rows", "protocol"} for table in tables)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RunError(f"`beside` names {place}, which holds no results ({error})") from error
+    if not (tables and whole):
+        raise RunError(f"`beside` names {place}, which holds no results; name a run folder or its {RESULT_FILE}")
+    return tables
 
 
 def _put_beside(table: dict[str, Any], others: list[dict[str, Any]], place: str) -> None:

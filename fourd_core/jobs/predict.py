@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
 
@@ -14,10 +15,9 @@ from fourd_core.interfaces import Video
 from fourd_core.jobs import Job
 from fourd_core.jobs.pictures import draw
 from fourd_core.media.arrays import ArrayStore
-from fourd_core.media.views import View, ViewConfig
 from fourd_core.progress import track
-from fourd_core.run import Run
-from fourd_core.streaming import Finished, stream, windows
+from fourd_core.run_folder import Run
+from fourd_core.streaming import StreamConfig, stream, windows
 
 
 class PredictJob(Job):
@@ -27,55 +27,64 @@ class PredictJob(Job):
 
     def prepare(self) -> None:
         self.videos = named(self.data.videos("all"))
+        if not self.videos:
+            raise RecipeError(f"[stages.{self.stage}] has nothing to predict: the data holds no video")
         if not self.system.heads:
             raise RecipeError(f"[stages.{self.stage}] has nothing to predict: the recipe has no [heads.NAME]")
         for video in self.videos.values():
-            self._view(video)
-
-    def _view(self, video: Video) -> View:
-        try:
-            return self.config.view.view(video.size, self.system.backbone.spec.multiple[1:])
-        except ValueError as error:
-            raise RecipeError(f"[stages.{self.stage}.view] {error}") from error
+            self.config.view_of(video.size, self.system.backbone.spec)
 
     def run(self, run: Run) -> None:
         folder = run.stage_folder(self.stage)
         for name, video in self.videos.items():
-            view = self._view(video)
-            store = self._open(folder / f"{name}.zarr", video, view)
+            view = self.config.view_of(video.size, self.system.backbone.spec)
+            store = self._open(folder / f"{name}.zarr", video, {"view": attrs.asdict(view)})
             if not store.complete:
-                self._predict(run, video, view, store)
+                self._predict(run, video, store)
+            if self.config.npz:
+                store.export_npz(folder / f"{name}.npz")
             draw(store, video, view, folder, name, pictures=self.config.pictures, movie=self.config.movie)
 
-    def _open(self, folder: Path, video: Video, view: View) -> ArrayStore:
-        attributes = {"video": PurePosixPath(video.name).name, "view": attrs.asdict(view)}
-        store = ArrayStore(folder, self.config.precision, attributes)
+    def _open(self, folder: Path, video: Video, about: dict[str, Any]) -> ArrayStore:
+        about = {
+            "video": PurePosixPath(video.name).name,
+            "size": list(video.size),
+            "frames": video.frame_count,
+            **about,
+        }
+        store = ArrayStore(folder, self.config.precision, about)
+        attributes = store.attributes
+        if any(attributes.get(key) != about[key] for key in ("video", "size", "frames")):
+            raise RunError(f"{folder} was begun with another video than {video.name} is now; delete it or use --out")
         if store.done and not store.complete and self.system.memories:
             # What the memories knew in the middle of a video is not kept: such a video starts again.
             shutil.rmtree(folder)
-            store = ArrayStore(folder, self.config.precision, attributes)
+            store = ArrayStore(folder, self.config.precision, about)
         return store
 
-    def _predict(self, run: Run, video: Video, view: View, store: ArrayStore) -> None:
-        window, stride = self.config.window, self.config.stride or self.config.window
-        parts = stream(self.system, video, view, window, stride, store.done, self.recipe.precision)
-        total = sum(1 for _ in windows(video.frame_count, window, stride))
-        for part in track(parts, f"{self.stage} {PurePosixPath(video.name).name}", total, done=store.done // stride):
-            for name, item in part.predictions.items():
-                store.append(name, item.values[0], unit=item.unit)
+    def _predict(self, run: Run, video: Video, store: ArrayStore) -> None:
+        config, name = self.config, PurePosixPath(video.name).name
+        parts = stream(self.system, video, config, store.done)
+        total = sum(1 for _ in windows(video.frame_count, config.window, config.step))
+        for part in track(parts, f"{self.stage} {name}", total, done=store.done // config.step):
+            for head, item in part.predictions.items():
+                store.append(head, item.values[0], unit=item.unit)
             store.commit()
-            last = part.first + part.frames - 1
             run.hooks.window_finished(
-                run=run, stage=self.stage, first_frame=part.first, last_frame=last, predictions=part.predictions
-            )
+                run=run, stage=self.stage, video=video.name, first_frame=part.first,
+                last_frame=part.first + part.frames - 1, predictions=part.predictions,
+            )  # fmt: skip
         store.finish()
 
 
 def named(videos: Iterable[Video]) -> dict[str, Video]:
-    """Videos by a file name of their own: the stem, with a number where several share it."""
+    """Videos by a file name of their own: the stem in plain letters, with a number where several share it."""
     found: dict[str, Video] = {}
     for video in videos:
-        stem = PurePosixPath(video.name).stem or "video"
+        path = PurePosixPath(video.name)
+        # Of a glob pattern the folder says more than the asterisks.
+        stem = path.parent.name if "*" in path.name else path.stem
+        stem = re.sub(r"[^\w.-]+", "_", stem).strip("._") or "video"
         name, number = stem, 1
         while name in found:
             number += 1
@@ -84,44 +93,17 @@ def named(videos: Iterable[Video]) -> dict[str, Video]:
     return found
 
 
-def collect(parts: Iterator[Finished], frame_count: int, limit: int) -> list[Finished]:
-    """All parts of a short video in memory.
-
-    Raises:
-        RunError: together they would take more than `limit` bytes.
-    """
-    kept: list[Finished] = []
-    for part in parts:
-        if not kept:
-            per_frame = sum(item.values[:, :1].nbytes for item in part.predictions.values())
-            if per_frame * frame_count > limit:
-                raise RunError(
-                    f"the predictions of {frame_count} frames would take {per_frame * frame_count / 2**30:.1f} GB of "
-                    "memory; write them to disk by a predict stage of `fourd run`, or use a smaller view"
-                )
-        kept.append(part)
-    return kept
-
-
 @attrs.frozen
-class PredictConfig:
+class PredictConfig(StreamConfig):
     """`job = "predict"`: what the network sees of the videos, and what is kept of its answers."""
 
     create: ClassVar[type[Job]] = PredictJob
 
-    view: ViewConfig = attrs.field(factory=ViewConfig)
-    """How a frame becomes the network's input."""
-    window: int = attrs.field(default=4, validator=attrs.validators.ge(1))
-    """Frames per forward pass."""
-    stride: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
-    """Frames between the starts of two windows; none: as many as a window has."""
     precision: Literal["float16", "float32"] = "float16"
     """How the arrays are stored."""
+    npz: bool = False
+    """Write each video's arrays as one npz file too, where they fit into memory."""
     movie: bool = True
     """Write an mp4 of input and predictions side by side."""
     pictures: int = attrs.field(default=4, validator=attrs.validators.ge(0))
     """How many PNGs of the same, evenly spread over the video."""
-
-    def __attrs_post_init__(self) -> None:
-        if self.stride is not None and self.stride > self.window:
-            raise ValueError(f"stride must not exceed window, {self.window}: frames would be left out")

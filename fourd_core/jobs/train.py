@@ -28,7 +28,7 @@ from fourd_core.jobs import Job
 from fourd_core.progress import track
 from fourd_core.randomness import generator_for, seed_for
 from fourd_core.recipe import ComponentConfig, component
-from fourd_core.run import WEIGHTS_FILE, Interrupted, Run
+from fourd_core.run_folder import WEIGHTS_FILE, Interrupted, Run
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
@@ -72,6 +72,10 @@ class TrainJob(Job):
 
     def run(self, run: Run) -> None:
         folder, config = run.stage_folder(self.stage), self.config
+        if (folder / WEIGHTS_FILE).exists():
+            # Written whole at the very end: a kill came before `run.json` could say so.
+            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+            return
         optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=config.lr, weight_decay=config.weight_decay, betas=config.betas
         )
@@ -85,7 +89,7 @@ class TrainJob(Job):
                     run.log(self.stage, step + 1, metrics)
                 if stop_wanted.is_set():
                     self._save(folder, optimizer, step + 1, run)
-                    raise Interrupted(f"{self.stage} stopped after step {step + 1} of {config.steps}")
+                    raise Interrupted(self.stage)
                 if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
                     self._save(folder, optimizer, step + 1, run)
         self.system.train(False)
@@ -99,7 +103,7 @@ class TrainJob(Job):
         return iter(
             DataLoader(
                 batches, batch_size=None, sampler=numbers, num_workers=config.workers,
-                pin_memory=self.system.device.type == "cuda",
+                pin_memory=self.system.device.type == "cuda", worker_init_fn=_ignore_interrupts,
             )
         )  # fmt: skip
 
@@ -118,14 +122,17 @@ class TrainJob(Job):
             (losses["loss"] / config.accumulate).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.accumulate
-        if not math.isfinite(sums["loss"]):
-            raise RunError(
-                f"[stages.{self.stage}] the loss of step {step + 1} is {sums['loss']}; the last checkpoint is whole: "
-                "lower lr or look at the data of this step, then run the same command again"
-            )
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        sums["gradient_norm"] = float(norm)
+        for what in ("loss", "gradient_norm"):
+            if not math.isfinite(sums[what]):
+                raise RunError(
+                    f"[stages.{self.stage}] the {what.replace('_', ' ')} of step {step + 1} is {sums[what]}; look at "
+                    "the data of this step, or start a new run with a lower lr or with clip_norm"
+                )
         if config.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.clip_norm)
-            sums["gradient_norm"] = float(norm)
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), config.clip_norm, norm)
         rate = learning_rate(config, step)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -156,6 +163,16 @@ class TrainJob(Job):
         """Leave the weights; the checkpoint, three times as large, has served."""
         save_tensors(folder / WEIGHTS_FILE, self._state(), {"fourd": json.dumps({"recipe": self.recipe.name})})
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process decides when the loader's workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _check_betas(_instance: object, _attribute: object, betas: tuple[float, float]) -> None:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be at least 0 and below 1, not {betas}")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -207,15 +224,15 @@ class TrainConfig:
     """Forward passes per optimiser step."""
     lr: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0))
     """AdamW's learning rate after the warm-up."""
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = attrs.field(default=1e-4, validator=attrs.validators.ge(0))
+    betas: tuple[float, float] = attrs.field(default=(0.9, 0.999), validator=_check_betas)
     schedule: Literal["constant", "cosine", "step"] = "constant"
     """After the warm-up: constant, half a cosine to zero, or times `decay` every `decay_every` steps."""
-    warmup: int = 0
+    warmup: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     """Steps of linear warm-up."""
-    decay: float = 0.99
+    decay: float = attrs.field(default=0.99, validator=attrs.validators.gt(0))
     decay_every: int = attrs.field(default=10_000, validator=attrs.validators.ge(1))
-    clip_norm: float | None = None
+    clip_norm: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0)))
     """Largest norm of the whole gradient; None: as it is."""
     checkpoint_every: int = attrs.field(default=100, validator=attrs.validators.ge(1))
     """Steps between checkpoints; a killed run repeats at most this many."""

@@ -43,6 +43,8 @@ def gradient_matching(
         form: compare absolute or signed forward differences.
     """
     loss = prediction.new_zeros(())
+    # A NaN where nothing is valid would reach the gradient through 0 * NaN.
+    target = torch.where(valid, target, 0)
     for axis in (-1, -2):
         step, wanted = prediction.diff(dim=axis), target.diff(dim=axis)
         weight = 1 - torch.exp(-wanted.abs() / sigma)

@@ -66,6 +66,11 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
                 self._resize(array, self.done)
 
     @property
+    def attributes(self) -> dict[str, Any]:
+        """What is kept with the store."""
+        return dict(self._group.attrs)
+
+    @property
     def done(self) -> int:
         """How many frames are committed."""
         return int(self._attribute("done"))

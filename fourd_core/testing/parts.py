@@ -199,8 +199,8 @@ def _check_maps(cue: CueProvider, maps: CueMaps, clip: Clip) -> None:
     expect(maps.values.device == clip.frames.device, f"{name} must answer on the device of the clip")
     channels = cue.channels or found[2]
     expect(channels == found[2], f"{name}.channels is {channels} and its maps have {found[2]}")
-    known = maps.values if maps.valid is None else maps.values * maps.valid
-    expect(known.isfinite().all(), f"{name} returns numbers that are not finite and not marked as invalid")
+    known = maps.values.isfinite() if maps.valid is None else maps.values.isfinite() | ~maps.valid
+    expect(known.all(), f"{name} returns numbers that are not finite and not marked as invalid")
     expect(maps.kind != "disparity" or known.min() >= 0, f"{name} returns negative disparities")
     if maps.valid is not None:
         expect(maps.valid.dtype == torch.bool, f"{name}: `valid` must be bool, it is {maps.valid.dtype}")

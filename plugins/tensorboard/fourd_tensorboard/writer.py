@@ -10,7 +10,7 @@ from fourd_core.hooks import hookimpl
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from fourd_core.run import Run
+    from fourd_core.run_folder import Run
 
 
 class TensorBoard:
