@@ -115,7 +115,7 @@ def _triton() -> Iterator[Line]:
         importlib.import_module("triton")
         yield Line("ok", "triton", found)
     elif torch.cuda.is_available():
-        yield Line("note", "triton", "not installed, the GPU runs plain torch; pip install 'fourd-core[gpu]'")
+        yield Line("note", "triton", "not installed; nothing here uses it yet")
     else:
         yield Line("note", "triton", f"{found or 'not installed'}; without an NVIDIA GPU it is not needed")
 
@@ -128,7 +128,7 @@ def _xformers() -> Iterator[Line]:
     if not torch.cuda.is_available():
         yield Line("note", "xformers", f"{found or 'not installed'}; without an NVIDIA GPU it is not needed")
     elif found is None:
-        yield Line("note", "xformers", "not installed, torch's own attention is used; pip install 'fourd-core[gpu]'")
+        yield Line("note", "xformers", "not installed; nothing here uses it yet, torch's own attention is used")
     else:
         importlib.import_module("xformers.ops")
         yield Line("ok", "xformers", found)
