@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fourd_core.errors import WeightsError
+from fourd_core.media.locations import missing_package
 
 _SHOWN = 3
 """How many key names an error message lists before it only counts."""
@@ -110,12 +111,22 @@ def _local_file(location: str) -> Iterator[Path]:
             try:
                 with fsspec.open(location, "rb") as source, path.open("wb") as target:
                     shutil.copyfileobj(source, target)
+            except ImportError as error:
+                raise WeightsError(f"cannot read the weights {location}: {missing_package(location, error)}") from error
             except Exception as error:  # every file system has exceptions of its own
-                what = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-                raise WeightsError(f"cannot read the weights {location}: {what}; check the address") from error
+                raise WeightsError(f"cannot read the weights {location}: {_why(error)}; check the address") from error
             yield path
     else:
         yield _existing(Path(location).expanduser(), location)
+
+
+def _why(error: Exception) -> str:
+    if not isinstance(error, FileNotFoundError):
+        return str(error)
+    if error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError):
+        return "there is no such file"
+    # Over http, whatever goes wrong is a file that is not found.
+    return f"there is no such file, or it cannot be reached ({error.__cause__})"
 
 
 @contextmanager

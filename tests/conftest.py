@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import TOY_RECIPE, Answer, Fourd, shell_environment, write_video
+from helpers import TOY_RECIPE, Answer, Fourd, WebPages, shell_environment, write_video
 
 from fourd_core.cli import main
 
@@ -65,3 +69,12 @@ def fourd_process(tmp_path: Path) -> Fourd:
         return answer
 
     return run
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """The address of a web server on this machine that serves `tmp_path`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(WebPages, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,20 @@ window = 4
 pixels = 64
 """
 
+SMALL_LILA = (
+    "stages.train.steps=4",
+    "stages.train.checkpoint_every=2",
+    "stages.train.objective.base_size=96",
+    "stages.train.objective.view_size=64",
+    "stages.train.objective.pool=16",
+    "stages.train.objective.pamr={stages=[{iterations=2, size=[16, 16]}, {iterations=1}]}",
+    "stages.evaluate.metrics.cue_error.pairs=4",
+    "stages.predict.view.pixels=64",
+    "stages.predict.pictures=1",
+    "stages.predict.movie=false",
+)
+"""Overrides that make recipes/lila_tiny.toml a matter of seconds."""
+
 
 def write_video(path: Path, frames: int = 24, size: tuple[int, int] = (72, 96)) -> Path:
     """A bright square that wanders over a gradient."""
@@ -81,3 +96,19 @@ def shell_environment() -> dict[str, str]:
     """What a shell has in which the toy plugin is installed."""
     path = os.pathsep.join([str(TESTS / "toy_plugin"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+
+
+class WebPages(SimpleHTTPRequestHandler):
+    """A folder's files; `broken...` is an error of the server."""
+
+    def do_GET(self) -> None:
+        """As the base class does."""
+        if self.path.startswith("/broken"):
+            self.send_error(500)
+        else:
+            super().do_GET()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing: the log would stand between the tests' results."""

@@ -62,6 +62,37 @@ def test_folders_patterns_and_more(tmp_path: Path) -> None:
         assert [video.frame_count for video in data.videos("all")] == [2, 3, 4, 6]
 
 
+def opened(location: object) -> list[tuple[str, list[int]]]:
+    """The name of each video's file or folder, and the shades of its frames."""
+    videos = VideoFiles(VideoFiles.Config(video=Location(str(location)))).videos("all")
+    return [(Path(v.name).name, v.read(range(v.frame_count))[:, 0, 0, 0].tolist()) for v in videos]
+
+
+def test_pictures_of_several_folders_are_several_videos(tmp_path: Path) -> None:
+    """`folders/*/*.png`, and `folders/*`, where the matches are the folders themselves."""
+    for name, count in (("b10", 2), ("b9", 3), ("a", 11)):
+        folder_of_frames(tmp_path / name, count)
+    expected = [("a", list(range(11))), ("b9", [0, 1, 2]), ("b10", [0, 1])]
+    for pattern in ("*/*.png", "*", "[ab]*", "**/*.png"):
+        assert opened(tmp_path / pattern) == expected, pattern
+    assert opened(tmp_path / "b*") == expected[1:]
+    assert opened(tmp_path / "*" / "0.png") == [(name, [0]) for name in ("a", "b9", "b10")]
+
+
+def test_a_pattern_that_finds_files_and_folders(tmp_path: Path) -> None:
+    folder_of_frames(tmp_path / "frames", 2)
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "notes.txt").write_text("not a video")
+    (tmp_path / "clips").mkdir()
+    for path in (tmp_path / "clips" / "b.mp4", tmp_path / "a.mp4"):
+        with VideoWriter(path, 25.0) as writer:
+            writer.write(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
+    found = opened(tmp_path / "*")
+    assert [(name, len(frames)) for name, frames in found] == [("a.mp4", 3), ("b.mp4", 3), ("frames", 2)]
+    (tmp_path / "a.mp4").rename(tmp_path / "a.odd")
+    assert [(name, len(frames)) for name, frames in opened(tmp_path / "*.odd")] == [("a.odd", 3)]
+
+
 def test_the_cache_is_shared_by_all_videos(tmp_path: Path) -> None:
     locations = [folder_of_frames(tmp_path / name, 10) for name in "ab"]
     data = VideoFiles(VideoFiles.Config(video=locations[0], more=(locations[1],), cache_mb=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import io
 import multiprocessing
 import pickle
@@ -416,6 +417,16 @@ def test_folders_and_patterns_in_natural_order(tmp_path: Path) -> None:
         assert video.times([5]).item() == pytest.approx(0.5)
 
 
+def test_http_urls(tmp_path: Path, web: str) -> None:
+    encode(str(tmp_path / "clip.mp4"), options={"bf": "2", "g": "10"})
+    video = open_video(f"{web}/clip.mp4?signature=abc")
+    assert numbers(video.read([33, 0, 12])) == [33, 0, 12]
+    (tmp_path / "text.mp4").write_text("This is no video.\n" * 50)
+    assert "text.mp4 is not a video that FFmpeg can read" in complaint(f"{web}/text.mp4")
+    assert complaint(f"{web}/no.mp4") == f"the video {web}/no.mp4 does not exist"
+    assert complaint(f"{web}/broken.mp4").startswith(f"cannot read {web}/broken.mp4: 500")
+
+
 def test_a_folder_inside_a_zip(tmp_path: Path) -> None:
     write_pictures(tmp_path / "frames", ["a.png", "b.png"])
     with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
@@ -525,17 +536,29 @@ def test_a_damaged_frame_is_named_and_the_rest_is_readable(tmp_path: Path) -> No
 
 def test_unknown_protocol_and_missing_package() -> None:
     assert complaint("nonsense://x.mp4") == "cannot open nonsense://x.mp4: Protocol not known: nonsense"
-    try:
-        import pyarrow  # noqa: F401
-
+    if importlib.util.find_spec("pyarrow"):
         pytest.skip("pyarrow is installed")
-    except ImportError:
-        assert "pyarrow" in complaint("hdfs://host/x.mp4")
+    why = "its protocol needs a package that is not installed (No module named 'pyarrow'); pip install 'fsspec[hdfs]'"
+    assert complaint("hdfs://host/x.mp4") == f"cannot open hdfs://host/x.mp4: {why}"
+    assert complaint("zip://x.mp4::hdfs://host/x.zip") == f"cannot open zip://x.mp4::hdfs://host/x.zip: {why}"
 
 
 def test_empty_folder_and_pattern(tmp_path: Path) -> None:
     assert complaint(tmp_path) == f"the folder {tmp_path} holds no pictures (png, jpg) and no videos"
-    assert complaint(tmp_path / "*.png") == f"the pattern {tmp_path}/*.png matches no file"
+    text = f"the pattern {tmp_path}/*.png matches no file, and no folder of pictures or videos"
+    assert complaint(tmp_path / "*.png") == text
+
+
+def test_pictures_beside_videos_are_refused(tmp_path: Path) -> None:
+    """Neither a frame nor a video is to be lost silently: a cover beside videos, or a preview beside frames."""
+    write_pictures(tmp_path, ["cover.png"])
+    encode(str(tmp_path / "a.mp4"), frames=2)
+    encode(str(tmp_path / "b.mp4"), frames=2)
+    for location in (tmp_path, tmp_path / "*"):
+        assert complaint(location) == (
+            f"the folder {tmp_path} has both pictures (1, such as cover.png) and videos (2, such as a.mp4): name those "
+            "that are meant by a pattern, such as *.mp4"
+        )
 
 
 def test_several_videos(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import pickle
 import sys
@@ -93,6 +94,21 @@ def test_urls_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert sha256_of(location) == hashlib.sha256(content).hexdigest()
     assert "no such file" in refusal("package:some_package_with_weights/models/other.safetensors")
     sys.modules.pop("some_package_with_weights")
+
+
+def test_http(tmp_path: Path, web: str) -> None:
+    save_file(tiny_state(), tmp_path / "tiny.safetensors")
+    assert_same(read_state_dict(f"{web}/tiny.safetensors"), tiny_state())
+    assert "there is no such file" in refusal(f"{web}/absent.safetensors")
+    assert "500" in refusal(f"{web}/broken.safetensors")
+
+
+def test_a_protocol_without_its_package() -> None:
+    if importlib.util.find_spec("pyarrow"):
+        pytest.skip("pyarrow is installed")
+    assert refusal("hdfs://host/file.pt").endswith(
+        ": its protocol needs a package that is not installed (No module named 'pyarrow'); pip install 'fsspec[hdfs]'"
+    )
 
 
 def test_missing(tmp_path: Path) -> None:

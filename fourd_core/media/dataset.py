@@ -13,8 +13,8 @@ from torch import Tensor
 from fourd_core.errors import MediaError
 from fourd_core.interfaces import Dataset, Split, Video
 from fourd_core.media.cache import FrameCache
-from fourd_core.media.locations import find, is_picture
-from fourd_core.media.video import open_files
+from fourd_core.media.locations import find
+from fourd_core.media.video import open_source
 from fourd_core.media.writers import encode_png
 from fourd_core.progress import track
 from fourd_core.recipe import Location
@@ -53,7 +53,10 @@ class VideoFiles(Dataset):
         """Which videos, and how they are split."""
 
         video: Location
-        """A video file, a folder of pictures (one video) or of videos, or a glob pattern of either."""
+        """A video file, a folder of pictures (one video) or of videos, or a glob pattern of files or such folders.
+
+        Pictures of several folders are several videos; a folder with both pictures and videos is refused.
+        """
         more: tuple[Location, ...] = ()
         """Further locations of the same kinds."""
         held_out: float = attrs.field(default=0.2)
@@ -96,13 +99,9 @@ class VideoFiles(Dataset):
         return self._splits[split]
 
     def _open(self) -> list[Video]:
-        sources = []
-        for location in (self.config.video, *self.config.more):
-            files = find(location)
-            pictures = [file for file in files if is_picture(file.path)]
-            sources += [(pictures, str(location))] if pictures else [([file], file.path) for file in files]
+        sources = [source for location in (self.config.video, *self.config.more) for source in find(location)]
         opened = track(sources, "indexing videos", len(sources)) if len(sources) > 1 else sources
-        return [open_files(files, name, self._cache, self.config.frame_rate) for files, name in opened]
+        return [open_source(source, self._cache, self.config.frame_rate) for source in opened]
 
     def _parts(self, split: Split) -> list[Video]:
         if split == "held_out" and self.config.held_out == 0:

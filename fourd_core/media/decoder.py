@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fourd_core.errors import MediaError
 from fourd_core.media.index import FrameIndex, Start
-from fourd_core.media.locations import File, reading
+from fourd_core.media.locations import File
 
 
 class Decoder:
@@ -86,16 +86,15 @@ class Decoder:
 
     def _open(self) -> tuple[av.container.InputContainer, VideoStream]:
         name = self._file.path
+        # The prefix keeps FFmpeg from reading a colon in a file's name as a protocol.
+        source: Any = f"file:{name}" if self._file.is_local else self._file.open()
+        self._source = None if self._file.is_local else source
         try:
-            if self._file.is_local:
-                # The prefix keeps FFmpeg from reading a colon in a file's name as a protocol.
-                with reading(name):
-                    container = av.open(f"file:{name}", "r")
-            else:
-                self._source = self._file.open()
-                container = av.open(self._source, "r")
+            container: av.container.InputContainer = av.open(source, "r")
         except av.error.FFmpegError as error:
             raise MediaError(f"{name} {self._why_unreadable(error)}") from error
+        except Exception as error:  # from the remote file that FFmpeg reads
+            raise MediaError(f"cannot read {name}: {error}") from error
         stream = next((stream for stream in container.streams.video), None)
         if stream is None:
             raise MediaError(f"{name} has no video stream")

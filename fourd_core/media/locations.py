@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import metadata
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
@@ -39,31 +40,47 @@ class File(NamedTuple):
             return self.filesystem.open(self.path, "rb")
 
 
-def find(location: str) -> list[File]:
-    """The file that a location names, or the pictures or videos of a folder or glob pattern in natural order.
+class Source(NamedTuple):
+    """What one video is made of: its file, or its pictures in order."""
+
+    name: str
+    files: tuple[File, ...]
+
+
+def find(location: str) -> list[Source]:
+    """The videos that a location names, in natural order.
+
+    A folder's pictures are one video, its videos one each. A pattern finds files, which are taken in the same way,
+    folder by folder, and folders, which are taken as if they were named.
 
     Args:
         location: a path or URL; `zip://a.mp4::file.zip` and other chains of fsspec work too.
     Raises:
-        MediaError: nothing is there, or the protocol is unknown or needs a package that is not installed.
+        MediaError: nothing is there, a folder has both pictures and videos, or the protocol is unknown or needs a
+            package that is not installed.
     """
     filesystem, path = _filesystem(location)
     with reading(location):
         # A file whose name holds a bracket is that file, not a pattern.
         if filesystem.isfile(path):
-            return [File(filesystem, path)]
+            return [Source(location, (File(filesystem, path),))]
         if filesystem.isdir(path):
-            names = [str(name) for name in filesystem.ls(path, detail=False)]
-            found = _of_kind(names, PICTURE_SUFFIXES) or _of_kind(names, VIDEO_SUFFIXES)
-            if not found:
+            names = _of_known_kind(_inside(filesystem, path))
+            if not names:
                 raise MediaError(f"the folder {location} holds no pictures (png, jpg) and no videos")
         elif any(sign in path for sign in "*?["):
-            found = [name for name in map(str, filesystem.glob(path)) if filesystem.isfile(name)]
-            if not found:
-                raise MediaError(f"the pattern {location} matches no file")
+            names = list(_matches(filesystem, path))
+            if not names:
+                raise MediaError(f"the pattern {location} matches no file, and no folder of pictures or videos")
         else:
             raise MediaError(f"the video {location} does not exist")
-    return [File(filesystem, name) for name in sorted(found, key=natural_key)]
+    folders: dict[str, list[str]] = {}
+    for name in sorted(names, key=natural_key):
+        folders.setdefault(name.rpartition("/")[0], []).append(name)
+    sources: list[Source] = []
+    for folder, inside in folders.items():
+        sources += _sources(filesystem, folder or location, inside)
+    return sorted(sources, key=lambda source: natural_key(source.name))
 
 
 def is_picture(path: str) -> bool:
@@ -88,18 +105,64 @@ def reading(what: str) -> Iterator[None]:
         raise MediaError(f"no permission to read {what}") from error
     except OSError as error:
         raise MediaError(f"cannot read {what}: {error.strerror or error}") from error
+    except MediaError:
+        raise
+    except Exception as error:  # every file system has exceptions of its own
+        raise MediaError(f"cannot read {what}: {error}") from error
+
+
+def missing_package(location: str, error: ImportError) -> str:
+    """What to install for the protocols of a location: fsspec has an extra for most that need another package."""
+    extras = metadata("fsspec").get_all("Provides-Extra") or ()
+    needed = [protocol for protocol in re.findall(r"(\w+)://", location) if protocol in extras]
+    advice = f"; pip install 'fsspec[{','.join(needed)}]'" if needed else ""
+    return f"its protocol needs a package that is not installed ({error}){advice}"
 
 
 def _filesystem(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    try:
-        with reading(location):
+    with reading(location):
+        try:
             filesystem, path = fsspec.core.url_to_fs(location)
-    except ImportError as error:
-        raise MediaError(f"cannot open {location}, a package for it is missing: {error}") from error
-    except (ValueError, BadZipFile) as error:
-        raise MediaError(f"cannot open {location}: {error}") from error
+        except ImportError as error:
+            raise MediaError(f"cannot open {location}: {missing_package(location, error)}") from error
+        except (ValueError, BadZipFile) as error:
+            raise MediaError(f"cannot open {location}: {error}") from error
     return filesystem, str(path)
 
 
-def _of_kind(names: list[str], suffixes: tuple[str, ...]) -> list[str]:
-    return [name for name in names if name.lower().endswith(suffixes) and not name.rsplit("/", 1)[-1].startswith(".")]
+def _inside(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    return [str(name) for name in filesystem.ls(folder, detail=False)]
+
+
+def _matches(filesystem: fsspec.AbstractFileSystem, pattern: str) -> set[str]:
+    """The files that a pattern names, and those in the folders that it names.
+
+    Files of a kind that no suffix tells are meant only where the pattern matches nothing else.
+    """
+    files, inside = [], []
+    for name in map(str, filesystem.glob(pattern)):
+        if filesystem.isdir(name):
+            inside += _inside(filesystem, name)
+        elif filesystem.isfile(name):
+            files.append(name)
+    return set(_of_known_kind(files + inside) or files)
+
+
+def _sources(filesystem: fsspec.AbstractFileSystem, folder: str, names: list[str]) -> list[Source]:
+    """The videos among files of one folder."""
+    pictures = [name for name in names if is_picture(name)]
+    videos = [name for name in names if not is_picture(name)]
+    if pictures and videos:
+        first, second = (found[0].rpartition("/")[2] for found in (pictures, videos))
+        raise MediaError(
+            f"the folder {folder} has both pictures ({len(pictures)}, such as {first}) and videos ({len(videos)}, such "
+            f"as {second}): name those that are meant by a pattern, such as *.{second.rpartition('.')[2]}"
+        )
+    if pictures:
+        return [Source(folder, tuple(File(filesystem, name) for name in pictures))]
+    return [Source(name, (File(filesystem, name),)) for name in videos]
+
+
+def _of_known_kind(names: list[str]) -> list[str]:
+    kinds = PICTURE_SUFFIXES + VIDEO_SUFFIXES
+    return [name for name in names if name.lower().endswith(kinds) and not name.rpartition("/")[2].startswith(".")]

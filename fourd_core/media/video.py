@@ -17,7 +17,7 @@ from fourd_core.interfaces import Video
 from fourd_core.media.cache import FrameCache
 from fourd_core.media.decoder import Decoder, OpenDecoders
 from fourd_core.media.index import build_index
-from fourd_core.media.locations import File, find, is_picture
+from fourd_core.media.locations import File, Source, find, is_picture
 
 READ_ON = 8
 """Decoding on over this many frames is cheaper than a seek to a keyframe behind them."""
@@ -27,7 +27,7 @@ _numbers = count()
 
 
 def open_video(location: str, *, cache_bytes: int = 0, frame_rate: float = 25.0) -> Video:
-    """Open a video file, a folder of pictures, or a glob pattern of pictures.
+    """Open a video file, a folder of pictures, or a glob pattern that finds one video: see `locations.find`.
 
     Args:
         location: a path or any URL that fsspec knows: `s3://`, `memory://`, `zip://a.mp4::file.zip`.
@@ -36,18 +36,17 @@ def open_video(location: str, *, cache_bytes: int = 0, frame_rate: float = 25.0)
     Raises:
         MediaError: nothing there, not a video, truncated, no frames, several videos.
     """
-    files = find(location)
-    cache = FrameCache(cache_bytes)
-    if len(files) > 1 and not is_picture(files[0].path):
-        raise MediaError(f"{location} holds {len(files)} videos; name one of them")
-    return open_files(files, location, cache, frame_rate)
+    sources = find(location)
+    if len(sources) > 1:
+        raise MediaError(f"{location} holds {len(sources)} videos; name one of them")
+    return open_source(sources[0], FrameCache(cache_bytes), frame_rate)
 
 
-def open_files(files: Sequence[File], name: str, cache: FrameCache, frame_rate: float = 25.0) -> Video:
+def open_source(source: Source, cache: FrameCache, frame_rate: float = 25.0) -> Video:
     """A video from one file, or from pictures in the order given; see `open_video`."""
-    if is_picture(files[0].path):
-        return PictureSequence(files, name, cache, frame_rate)
-    return VideoFile(files[0], name, cache)
+    if is_picture(source.files[0].path):
+        return PictureSequence(source.files, source.name, cache, frame_rate)
+    return VideoFile(source.files[0], source.name, cache)
 
 
 def mean_frame_rate(video: Video) -> float:
