@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
@@ -99,16 +100,24 @@ def shell_environment() -> dict[str, str]:
 
 
 class WebPages(SimpleHTTPRequestHandler):
-    """A folder's files; `broken...` is an error of the server."""
+    """A folder's files, whole or a range of their bytes; `broken...` is an error of the server."""
 
     def do_GET(self) -> None:
-        """As the base class does."""
+        """Answer with 206 where one range is asked for."""
+        path = Path(self.translate_path(self.path))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if self.path.startswith("/broken"):
             self.send_error(500)
-        else:
+        elif asked is None or not path.is_file():
             super().do_GET()
-
-    do_HEAD = do_GET  # noqa: N815
+        else:
+            data = path.read_bytes()
+            start, stop = int(asked[1]), min(int(asked[2] or len(data)) + 1, len(data))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+            self.send_header("Content-Length", str(stop - start))
+            self.end_headers()
+            self.wfile.write(data[start:stop])
 
     def log_message(self, *arguments: object) -> None:
         """Nothing: the log would stand between the tests' results."""

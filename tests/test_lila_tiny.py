@@ -7,29 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, Fourd, write_video
+from helpers import ROOT, SMALL_LILA, Fourd, write_video
 
 RECIPE = ROOT / "recipes/lila_tiny.toml"
 ERM = ROOT / "recipes/ablations/lila_tiny_erm.toml"
-PAMR = "{stages=[{iterations=2, size=[16, 16]}, {iterations=1}]}"
-SMALL = [
-    word
-    for override in (
-        "stages.train.steps=4",
-        "stages.train.batch_size=2",
-        "stages.train.checkpoint_every=2",
-        "stages.train.objective.base_size=96",
-        "stages.train.objective.view_size=64",
-        "stages.train.objective.pool=16",
-        f"stages.train.objective.pamr={PAMR}",
-        "stages.evaluate.metrics.cue_error.pairs=4",
-        "stages.predict.view.pixels=64",
-        "stages.predict.pictures=1",
-        "stages.predict.movie=false",
-        "threads=1",
-    )
-    for word in ("--set", override)
-]
+SMALL = [word for override in SMALL_LILA for word in ("--set", override)]
 
 
 def test_tiny_recipe_runs_from_video_to_report(fourd: Fourd, tmp_path: Path) -> None:
@@ -71,5 +53,5 @@ def test_a_video_too_short_for_pairs(fourd: Fourd, tmp_path: Path, frames: int) 
 
 def test_check_says_what_the_recipe_is(fourd: Fourd) -> None:
     answer = fourd("check", RECIPE, check=0)
-    for text in ("effnet", "fourd-plugin-dpt3d", "(1, 4, 32, 224, 384)", "Apache-2.0", "132 frames of 1280x720"):
+    for text in ("effnet", "fourd-plugin-dpt3d", "(1, 4, 32, 192, 352)", "Apache-2.0", "132 frames of 1280x720"):
         assert text in answer.stdout

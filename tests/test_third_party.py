@@ -18,10 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import SMALL_LILA
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "third_party"
-PROJECTS = (ROOT, ROOT / "plugins" / "effnet", ROOT / "plugins" / "dpt3d", EXAMPLE)
+PLUGINS = tuple(sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml")))
+PROJECTS = (ROOT, *PLUGINS, EXAMPLE)
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -57,8 +59,12 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shell(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """Runs programs of a fresh environment in which the wheels are installed."""
-    folder = tmp_path_factory.mktemp("stranger")
+    """A stranger's shell."""
+    return fresh_environment(tmp_path_factory.mktemp("stranger"), wheels, "acme-fourd[recipe]")
+
+
+def fresh_environment(folder: Path, wheels: Path, *requirements: str) -> Shell:
+    """Runs programs of a new environment in which these distributions, and what they require, are installed."""
     venv.create(folder / "env", with_pip=False, symlinks=True)
     scripts = folder / "env" / "bin"
     borrowed = folder / "borrowed"
@@ -75,13 +81,13 @@ def shell(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Shell:
     def call(program: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
         return run(scripts / program, *arguments, cwd=folder, check=check)
 
-    call("python", "-m", "pip", "install", "--quiet", "--no-index", "--find-links", wheels, "acme-fourd[recipe]")
+    call("python", "-m", "pip", "install", "--quiet", "--no-index", "--find-links", wheels, *requirements)
     return call
 
 
 def test_every_distribution_carries_its_licence(wheels: Path) -> None:
     licence = (ROOT / "LICENSE").read_bytes()
-    for project in (EXAMPLE, *(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))):
+    for project in (EXAMPLE, *PLUGINS):
         assert (project / "LICENSE").read_bytes() == licence, f"{project.name} has another LICENSE than the root"
     built = list(wheels.glob("*.whl"))
     assert len(built) == len(PROJECTS)
@@ -138,3 +144,13 @@ def test_switching_the_foreign_package_off_is_explained(shell: Shell, clip: Path
     assert result.returncode == 2
     assert "acme-fourd" in result.stderr and "FOURD_PLUGINS" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_core_and_lila_alone_run_the_tiny_recipe(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("lila")
+    shell = fresh_environment(folder, wheels, "fourd-core", "fourd-plugin-lila")
+    assert str(ROOT) not in shell("python", "-c", "import fourd_lila; print(fourd_lila.__file__)").stdout
+    words = [word for override in SMALL_LILA for word in ("--set", override)]
+    result = shell("fourd", "run", ROOT / "recipes/lila_tiny.toml", "train", "evaluate", *words, "--out", "run")
+    assert "trained in context" in result.stdout
+    assert (folder / "run/train/weights.safetensors").exists()
