@@ -103,6 +103,19 @@ class BackboneSpec:
             )
         return number % count
 
+    def check(self, frames: Float[Tensor, "b t c h w"]) -> None:
+        """Refuse frames that the backbone cannot divide into tokens; a backbone calls it first in its `forward`.
+
+        Raises:
+            ValueError: a size that is not divisible by `multiple`.
+        """
+        _, t, _, h, w = frames.shape
+        if any(size % step for size, step in zip((t, h, w), self.multiple, strict=True)):
+            steps = " x ".join(map(str, self.multiple))
+            raise ValueError(
+                f"{t} frames of {h} x {w} are not divisible by the backbone's {steps} (frames x rows x columns)"
+            )
+
 
 class Backbone(nn.Module, Component):
     """Frames to tokens. Built as `cls(config)`; frozen unless a stage says otherwise."""

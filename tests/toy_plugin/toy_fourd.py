@@ -45,8 +45,7 @@ class Patches(Backbone):
         self.spec = BackboneSpec((tap, tap), (1, PATCH, PATCH), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     def forward(self, frames: Tensor, taps: Sequence[int]) -> Tokens:
-        if frames.shape[-2] % PATCH or frames.shape[-1] % PATCH:
-            raise ValueError(f"frames must be divisible by {PATCH}, got {tuple(frames.shape[-2:])}")
+        self.spec.check(frames)
         means = nn.functional.avg_pool2d((frames.flatten(0, 1) - 0.5) / 0.5, PATCH).unflatten(0, frames.shape[:2])
         return Tokens({tap: TokenMap.from_maps(means ** (tap + 1)) for tap in taps})
 

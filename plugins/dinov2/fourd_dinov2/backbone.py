@@ -110,8 +110,7 @@ class DinoV2(Backbone):
             ValueError: a side that is not divisible by 14.
         """
         b, t, _, h, w = frames.shape
-        if h % PATCH or w % PATCH:
-            raise ValueError(f"DINOv2 needs frames with sides divisible by {PATCH}, got {h} x {w}")
+        self.spec.check(frames)
         grid = Grid(t, h // PATCH, w // PATCH)
         layers = self.network(self.normalise(frames).flatten(0, 1), taps, norm=self.config.norm)
         patches = {tap: output.patches.unflatten(0, (b, t)).flatten(1, 2) for tap, output in layers.items()}

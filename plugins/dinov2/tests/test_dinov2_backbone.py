@@ -81,7 +81,7 @@ def test_runs_on_the_meta_device() -> None:
 
 
 def test_sizes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="divisible by 14, got 28 x 30"):
+    with pytest.raises(ValueError, match="28 x 30 are not divisible by the backbone's 1 x 14 x 14"):
         backbone()(torch.zeros(1, 1, 3, 28, 30), [0])
     with pytest.raises(ValueError, match="divisible by heads"):
         Size(embed_dim=32, depth=4, heads=3)

@@ -86,9 +86,8 @@ class EffNet(Backbone):
         Raises:
             ValueError: a side that is not divisible by 32.
         """
-        b, t, _, h, w = frames.shape
-        if h % MULTIPLE or w % MULTIPLE:
-            raise ValueError(f"EfficientNet needs frames with sides divisible by {MULTIPLE}, got {h} x {w}")
+        self.spec.check(frames)
+        b, t = frames.shape[:2]
         wanted = {self.tap_blocks[tap]: tap for tap in taps}
         network = self.network
         x = (frames.flatten(0, 1) - MEAN) / STD

@@ -177,7 +177,7 @@ def test_runs_on_the_meta_device() -> None:
 
 
 def test_what_does_not_fit(backbone: EffNet, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="divisible by 32, got 32 x 48"):
+    with pytest.raises(ValueError, match="32 x 48 are not divisible by the backbone's 1 x 32 x 32"):
         backbone(torch.zeros(1, 1, 3, 32, 48), [0])
     torch.save({"_conv_stem.weight": torch.zeros(48, 3, 3, 3)}, tmp_path / "other.pth")
     with pytest.raises(
