@@ -353,10 +353,13 @@ def _numbers_in_child(video: Video, indices: list[int], queue: Any) -> None:
     queue.put(numbers(video.read(indices)))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_video_goes_to_another_process(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "place"), [("fork", ""), ("spawn", ""), ("fork", "web"), ("fork", "zip")])
+def test_a_video_goes_to_another_process(tmp_path: Path, web: str, method: str, place: str) -> None:
     encode(str(tmp_path / "clip.mp4"), options={"g": "10", "bf": "2"})
-    video = open_video(str(tmp_path / "clip.mp4"), cache_bytes=10**6)
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
+        archive.write(tmp_path / "clip.mp4", "clip.mp4")
+    places = {"": f"{tmp_path}/clip.mp4", "web": f"{web}/clip.mp4", "zip": f"zip://clip.mp4::{web}/f.zip"}
+    video = open_video(places[place], cache_bytes=10**6)
     video.read([17])
     context = multiprocessing.get_context(method)
     queue = context.Queue()

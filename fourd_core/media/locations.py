@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import metadata
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -25,6 +27,8 @@ class File(NamedTuple):
 
     filesystem: fsspec.AbstractFileSystem
     path: str
+    process: int
+    """The id of the process that `filesystem` was made in; those that go over a network work in no other."""
 
     @property
     def is_local(self) -> bool:
@@ -37,7 +41,9 @@ class File(NamedTuple):
             MediaError: it does not exist or may not be read.
         """
         with reading(self.path):
-            return self.filesystem.open(self.path, "rb")
+            here = os.getpid()
+            filesystem = self.filesystem if self.process == here else _made_again(self.filesystem, here)
+            return filesystem.open(self.path, "rb")
 
 
 class Source(NamedTuple):
@@ -63,7 +69,7 @@ def find(location: str) -> list[Source]:
     with reading(location):
         # A file whose name holds a bracket is that file, not a pattern.
         if filesystem.isfile(path):
-            return [Source(location, (File(filesystem, path),))]
+            return [Source(location, (_file(filesystem, path),))]
         if filesystem.isdir(path):
             names = _of_known_kind(_inside(filesystem, path))
             if not names:
@@ -130,6 +136,16 @@ def _filesystem(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem, str(path)
 
 
+def _file(filesystem: fsspec.AbstractFileSystem, path: str) -> File:
+    return File(filesystem, path, os.getpid())
+
+
+@lru_cache(maxsize=8)
+def _made_again(filesystem: fsspec.AbstractFileSystem, process: int) -> fsspec.AbstractFileSystem:
+    """The same file system, made in this process."""
+    return type(filesystem)(*filesystem.storage_args, **filesystem.storage_options)
+
+
 def _inside(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     return [str(name) for name in filesystem.ls(folder, detail=False)]
 
@@ -159,8 +175,8 @@ def _sources(filesystem: fsspec.AbstractFileSystem, folder: str, names: list[str
             f"as {second}): name those that are meant by a pattern, such as *.{second.rpartition('.')[2]}"
         )
     if pictures:
-        return [Source(folder, tuple(File(filesystem, name) for name in pictures))]
-    return [Source(name, (File(filesystem, name),)) for name in videos]
+        return [Source(folder, tuple(_file(filesystem, name) for name in pictures))]
+    return [Source(name, (_file(filesystem, name),)) for name in videos]
 
 
 def _of_known_kind(names: list[str]) -> list[str]:
