@@ -9,6 +9,7 @@ import multiprocessing
 import pickle
 import random
 import struct
+import tracemalloc
 import zipfile
 from collections.abc import Sequence
 from fractions import Fraction
@@ -25,6 +26,7 @@ from torch import Tensor
 from fourd_core.errors import MediaError
 from fourd_core.interfaces import Video
 from fourd_core.media.decoder import Decoder
+from fourd_core.media.index import build_index
 from fourd_core.media.locations import natural_key
 from fourd_core.media.video import mean_frame_rate, open_video
 
@@ -386,6 +388,30 @@ def test_more_videos_than_decoders_stay_open(tmp_path: Path) -> None:
     videos = [open_video(str(tmp_path / f"{name}.mp4")) for name in range(12)]
     for index in range(10):
         assert [numbers(video.read([index]))[0] for video in videos] == [index] * 12
+
+
+def test_the_index_of_a_long_video_is_small(tmp_path: Path) -> None:
+    """20 000 keyframes; an object for each would take hundreds of bytes a frame, and hours have a million frames."""
+    encode(str(tmp_path / "one.mov"), frames=1, codec="mjpeg", pixels="yuvj420p")
+    with av.open(str(tmp_path / "one.mov")) as source, av.open(str(tmp_path / "long.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        data = bytes(next(source.demux(video=0)))
+        for number in range(20_000):
+            packet = av.Packet(data)
+            packet.pts = packet.dts = 40 * number
+            packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, 1000), True, stream
+            target.mux(packet)
+    with av.open(str(tmp_path / "long.mkv")) as container:
+        tracemalloc.start()
+        try:
+            index = build_index(container, container.streams.video[0], "long.mkv")
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert (len(index), index.start_before(12_345)) == (20_000, 12_345)
+    assert index.start(12_345) == (12_345, 12_345 * 40, 12_345 * 40)
+    assert kept < 20_000 * 40, "a time and a start, of 8 and 24 bytes"
+    assert peak < 20_000 * 110
 
 
 # --- file systems, folders, patterns ---------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ class Decoder:
                 packets = _from_keyframe(self.container.demux(self.stream), start)
             except av.error.FFmpegError:
                 packets = None
-            if packets is not None or start is not self._index.starts[0]:
+            if packets is not None or start != self._index.start(0):
                 return packets
         self.close()
         self.container, self.stream = self._open()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from array import array
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -30,14 +30,14 @@ class FrameIndex:
 
     Attributes:
         pts: presentation times in units of `time_base`; strictly increasing.
-        starts: keyframes in order; the first one starts at frame 0.
+        starts: keyframes in order, rows as in `Start`; the first one starts at frame 0.
         time_base: seconds per unit.
         by_time: False where the file states no usable presentation times (raw streams, some AVI); then `pts` only
             counts frames, the n-th decoded frame is frame n, and reading backwards decodes from the start.
     """
 
     pts: NDArray[np.int64]
-    starts: tuple[Start, ...]
+    starts: NDArray[np.int64]
     time_base: Fraction
     by_time: bool
 
@@ -46,7 +46,11 @@ class FrameIndex:
 
     def start_before(self, frame: int) -> int:
         """The number in `starts` of the last keyframe from which `frame` can be decoded."""
-        return bisect_right(self.starts, frame, key=lambda start: start.frame) - 1
+        return int(np.searchsorted(self.starts[0], frame, side="right")) - 1
+
+    def start(self, number: int) -> Start:
+        """One of `starts`."""
+        return Start(*self.starts[:, number].tolist())
 
     def seconds(self, frames: NDArray[np.int64]) -> NDArray[np.float64]:
         """Presentation times from the first frame on."""
@@ -54,11 +58,41 @@ class FrameIndex:
         return seconds
 
 
-class _Packet(NamedTuple):
-    pts: int | None
-    dts: int | None
-    key: bool
-    shown: bool
+_UNKNOWN = np.iinfo(np.int64).min
+"""The time of a packet that states none, as in FFmpeg."""
+
+
+class _Packets:
+    """What the index needs of each packet, in 18 bytes: hours of video have a million of them."""
+
+    def __init__(self) -> None:
+        self._pts, self._dts = array("q"), array("q")
+        self._key, self._shown = bytearray(), bytearray()
+
+    def __len__(self) -> int:
+        return len(self._pts)
+
+    def add(self, packet: Packet[VideoStream], shown: bool) -> None:
+        self._pts.append(_UNKNOWN if packet.pts is None else packet.pts)
+        self._dts.append(_UNKNOWN if packet.dts is None else packet.dts)
+        self._key.append(packet.is_keyframe)
+        self._shown.append(shown)
+
+    @property
+    def pts(self) -> NDArray[np.int64]:
+        return np.frombuffer(self._pts, np.int64)
+
+    @property
+    def dts(self) -> NDArray[np.int64]:
+        return np.frombuffer(self._dts, np.int64)
+
+    @property
+    def key(self) -> NDArray[np.bool_]:
+        return np.frombuffer(self._key, np.bool_)
+
+    @property
+    def shown(self) -> NDArray[np.bool_]:
+        return np.frombuffer(self._shown, np.bool_)
 
 
 def build_index(container: av.container.InputContainer, stream: VideoStream, name: str) -> FrameIndex:
@@ -67,12 +101,11 @@ def build_index(container: av.container.InputContainer, stream: VideoStream, nam
     Raises:
         MediaError: no frame, or less data than the file's own index promises.
     """
-    packets: list[_Packet] = []
+    packets = _Packets()
     try:
         for packet in container.demux(stream):
             if packet.size and not packet.is_corrupt:
-                shown = not packet.is_discard and _shows_a_frame(stream.codec_context.name, packet)
-                packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, shown))
+                packets.add(packet, not packet.is_discard and _shows_a_frame(stream.codec_context.name, packet))
     except av.error.FFmpegError as error:
         raise MediaError(f"{name} is damaged: its data cannot be read after frame {len(packets)} ({error})") from error
     # Older PyAV does not tell what the file promises; the missing frames are then noticed when they are read.
@@ -88,26 +121,23 @@ def build_index(container: av.container.InputContainer, stream: VideoStream, nam
     return index
 
 
-def _by_time(packets: list[_Packet], stream: VideoStream) -> FrameIndex | None:
-    times = [packet.pts for packet in packets if packet.pts is not None]
-    if len(times) < len(packets) or len(set(times)) < len(times) or stream.time_base is None:
+def _by_time(packets: _Packets, stream: VideoStream) -> FrameIndex | None:
+    times = np.sort(packets.pts)
+    if _UNKNOWN in times[:1] or not np.diff(times).all() or stream.time_base is None:
         return None
-    keys = [
-        (packet.pts, packet.pts if packet.dts is None else packet.dts)
-        for packet in [packet for packet in packets if packet.key] or packets[:1]
-        if packet.pts is not None
-    ]
+    keys = np.flatnonzero(packets.key) if packets.key.any() else np.arange(min(1, len(packets)))
+    keys = keys[np.argsort(packets.pts[keys])]
+    pts, dts = packets.pts[keys], packets.dts[keys]
     # Frames before the first keyframe refer to data that the file does not hold (a stream cut in an open GOP).
-    first = min(keys, default=(0, 0))[0]
-    pts = np.array(sorted(p.pts for p in packets if p.shown and p.pts is not None and p.pts >= first), np.int64)
-    starts = [Start(int(np.searchsorted(pts, time)), time, decoding_time) for time, decoding_time in keys]
-    return FrameIndex(pts, tuple(sorted(starts)), stream.time_base, by_time=True)
+    frames = np.sort(packets.pts[packets.shown & (packets.pts >= pts[:1])])
+    starts = np.stack([np.searchsorted(frames, pts), pts, np.where(dts == _UNKNOWN, pts, dts)])
+    return FrameIndex(frames, starts, stream.time_base, by_time=True)
 
 
-def _by_count(packets: list[_Packet], stream: VideoStream) -> FrameIndex:
+def _by_count(packets: _Packets, stream: VideoStream) -> FrameIndex:
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    pts = np.arange(sum(packet.shown for packet in packets), dtype=np.int64)
-    return FrameIndex(pts, (Start(0, 0, 0),), 1 / Fraction(rate), by_time=False)
+    pts = np.arange(packets.shown.sum(), dtype=np.int64)
+    return FrameIndex(pts, np.zeros((3, 1), np.int64), 1 / Fraction(rate), by_time=False)
 
 
 def _shows_a_frame(codec: str, packet: Packet[VideoStream]) -> bool:

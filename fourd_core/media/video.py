@@ -135,15 +135,15 @@ class VideoFile(_CachedVideo):
 
     def _decode(self, index: int) -> UInt8[Tensor, "3 h w"]:
         decoder = _decoders.get(self._number, self._file, self._index)
-        starts, number = self._index.starts, self._index.start_before(index)
+        number = self._index.start_before(index)
         position = decoder.position
-        if position is not None and position <= index and starts[number].frame <= position + READ_ON:
+        if position is not None and position <= index and self._index.start(number).frame <= position + READ_ON:
             frame = self._read_on(decoder, index)
             if frame is not None:
                 return frame
         # A file may mark frames as keyframes that are none, or miss a seek: then an earlier start gives the frame.
         for earlier in dict.fromkeys((number, number - 1, number - 4, 0)):
-            if earlier >= 0 and decoder.seek(starts[earlier]):
+            if earlier >= 0 and decoder.seek(self._index.start(earlier)):
                 frame = self._read_on(decoder, index)
                 if frame is not None:
                     return frame
