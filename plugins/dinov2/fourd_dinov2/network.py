@@ -163,12 +163,13 @@ class VisionTransformer(nn.Module):
     def embed(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
         """The first block's input: class token, registers (which have no position), patches."""
         patches = self.patch_embed(images)
-        positions = self.positions(images.shape[-2] // PATCH, images.shape[-1] // PATCH).to(patches.dtype)
+        # Added in their own precision: under autocast the patches are bfloat16, of 8 bits, and the sum is not.
+        positions = self.positions(images.shape[-2] // PATCH, images.shape[-1] // PATCH)
         cls = (self.cls_token + positions[:, :1]).expand(len(images), -1, -1)
         parts = [cls, patches + positions[:, 1:]]
         if self.register_tokens is not None:
             parts.insert(1, self.register_tokens.expand(len(images), -1, -1))
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1).to(self.pos_embed.dtype)
 
     def positions(self, h: int, w: int) -> Float[Tensor, "1 n c"]:
         """The position table for `h x w` patches, class token first, in at least float32.

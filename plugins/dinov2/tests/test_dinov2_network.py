@@ -86,6 +86,20 @@ def test_position_table_is_resampled_in_float32() -> None:
     assert torch.equal(network.positions(16, 20), expected.positions(16, 20))
 
 
+@pytest.mark.parametrize("registers", [False, True])
+def test_positions_are_not_rounded_to_the_precision_of_autocast(registers: bool) -> None:
+    network = VisionTransformer(8, 1, 2, image_size=70, registers=registers)
+    images = torch.randn(2, 3, 70, 70)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        patches, tokens = network.patch_embed(images), network.embed(images)
+    assert (patches.dtype, tokens.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(tokens[:, -25:], patches + network.pos_embed[:, 1:])
+    assert torch.equal(tokens[:, :1], (network.cls_token + network.pos_embed[:, :1]).expand(2, -1, -1))
+    with torch.no_grad():
+        outputs = network.bfloat16()(images.bfloat16(), [0])
+    assert outputs[0].patches.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(("name", "numbers"), [
     ("vits14", 22_056_576), ("vitb14", 86_580_480), ("vitl14", 304_368_640), ("vitg14", 1_136_480_768),
     ("vits14_reg4", 22_058_112),
