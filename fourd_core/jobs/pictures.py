@@ -74,8 +74,9 @@ def _painter(store: ArrayStore, array: str) -> Painter:
         largest = max(largest_flow(chunk) for chunk in _chunks(store, array))
         return lambda flow: flow_picture(flow, largest)
     if channels == 1:
-        near, far = zip(*(depth_range(chunk) for chunk in _chunks(store, array)), strict=True)
-        return lambda depth: depth_picture(depth, min(near), max(far))
+        ranges = [found for chunk in _chunks(store, array) if (found := depth_range(chunk)) is not None]
+        near, far = min((low for low, _ in ranges), default=1.0), max((high for _, high in ranges), default=1.0)
+        return lambda depth: depth_picture(depth, near, far)
     basis = FeaturePCA(channels)
     for chunk in _chunks(store, array):
         basis.update(chunk)

@@ -11,14 +11,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 
-def depth_range(depth: Float[Tensor, "*shape"], low: float = 0.02, high: float = 0.98) -> tuple[float, float]:
+def depth_range(depth: Float[Tensor, "*shape"], low: float = 0.02, high: float = 0.98) -> tuple[float, float] | None:
     """The quantiles `low` and `high` of the finite, positive depths: a range that a few outliers do not spoil.
 
-    One range for a whole clip keeps its colours from flickering. (0, 1) where no depth is valid.
+    One range for a whole clip keeps its colours from flickering. None where no depth is valid.
     """
     valid = depth[torch.isfinite(depth) & (depth > 0)].flatten()
     if not len(valid):
-        return 0.0, 1.0
+        return None
     # `quantile` takes at most 2**24 numbers.
     valid = valid[:: -(-len(valid) // 2**20)].double()
     near, far = torch.quantile(valid, torch.tensor([low, high], dtype=torch.float64, device=valid.device)).tolist()
