@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from fourd_core.errors import RunError
+from fourd_core.jobs.pictures import CHUNK, _painter
+from fourd_core.media.arrays import ArrayStore
 from fourd_core.media.pca import SAMPLES, FeaturePCA
 from fourd_core.media.pictures import (
     colours,
@@ -102,7 +104,25 @@ def test_depth_range_ignores_outliers_and_holes() -> None:
     depth = torch.arange(1, 102).float()
     depth = torch.cat([depth, torch.tensor([math.nan, math.inf, 0, -5])])
     assert depth_range(depth, 0.1, 0.9) == pytest.approx((11, 91))
-    assert depth_range(torch.zeros(4)) == (0, 1)
+    assert depth_range(torch.zeros(4)) is None
+
+
+@pytest.mark.parametrize("valid", [range(CHUNK), range(CHUNK, 2 * CHUNK), range(0)])
+def test_the_depth_of_a_clip_with_holes(tmp_path: Path, valid: range) -> None:
+    """Frames without any depth are black and leave the colours of the others as they are."""
+    depth = torch.full((2 * CHUNK, 1, 8, 8), math.nan)
+    ramp = torch.linspace(1, 5, 64).view(8, 8)
+    depth[list(valid)] = ramp
+    store = ArrayStore(tmp_path / "a.zarr")
+    store.append("depth", depth)
+    store.commit()
+    paint = _painter(store, "depth")
+    black = [number for number in range(2 * CHUNK) if number not in valid]
+    assert paint(depth)[black].sum() == 0
+    if valid:
+        alone = depth_range(depth[list(valid)])
+        assert alone is not None
+        assert torch.equal(paint(depth)[list(valid)], depth_picture(depth[list(valid)], *alone))
 
 
 # --- features --------------------------------------------------------------------------------------------------------
@@ -214,6 +234,12 @@ def test_video_reads_back(tmp_path: Path, height: int, width: int) -> None:
     assert video.times([8]).item() == pytest.approx(8 * 1001 / 30000, abs=1e-4)
     assert (video.read(range(9)).int()[..., :height, :width] - frames.int()).abs().max() <= 4
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_frame_in_an_hour(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", fps=1 / 3600) as writer:
+        writer.write(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    assert open_video(str(tmp_path / "a.mp4")).times([1]).item() == pytest.approx(1001)
 
 
 def test_a_video_that_fails_leaves_nothing(tmp_path: Path) -> None:

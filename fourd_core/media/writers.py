@@ -54,7 +54,7 @@ class VideoWriter:
     def __init__(self, path: Path, fps: float, quality: int = 18) -> None:
         """`quality`: x264's constant rate factor, 0 lossless to 51 worst."""
         self._path = path
-        self._rate = Fraction(fps).limit_denominator(1001)
+        self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))  # below, it would round to 0
         self._options = {"crf": str(quality), "preset": "veryfast"}
         self._stream: VideoStream | None = None
         self._writing = self._open()
