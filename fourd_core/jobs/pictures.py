@@ -45,17 +45,24 @@ def draw(store: ArrayStore, video: Video, view: View, folder: Path, name: str, *
     with disk_errors(folder):
         (folder / "pictures").mkdir(exist_ok=True)
     for array in store:
-        paint = _painter(store, array)
         path = folder / f"{name}_{array}.mp4"
+        if movie and path.exists():
+            continue  # drawn before the run was stopped: the movie appears last
+        paint = _painter(store, array)
+        starts = [start for start in range(0, count, CHUNK) if movie or chosen & set(_frames(start, count))]
         with VideoWriter(path, mean_frame_rate(video)) if movie else nullcontext() as writer:
-            starts = range(0, count, CHUNK)
             for start in track(starts, f"drawing {array}", len(starts)):
-                frames = (view.apply(video.read(range(start, min(start + CHUNK, count)))) * 255).round().byte()
+                frames = (view.apply(video.read(_frames(start, count))) * 255).round().byte()
                 rows = side_by_side([frames, paint(_values(store, array, start))])
                 if writer is not None:
                     writer.write(rows)
-                for index in chosen & set(range(start, start + len(rows))):
+                for index in chosen & set(_frames(start, count)):
                     write_png(folder / "pictures" / f"{name}_{array}_{index:05d}.png", rows[index - start])
+
+
+def _frames(start: int, count: int) -> range:
+    """The frames of the chunk that begins at `start`."""
+    return range(start, min(start + CHUNK, count))
 
 
 def _values(store: ArrayStore, array: str, start: int) -> Float[Tensor, "t c h w"]:

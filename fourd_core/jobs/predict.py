@@ -81,10 +81,7 @@ def named(videos: Iterable[Video]) -> dict[str, Video]:
     """Videos by a file name of their own: the stem in plain letters, with a number where several share it."""
     found: dict[str, Video] = {}
     for video in videos:
-        path = PurePosixPath(video.name)
-        # Of a glob pattern the folder says more than the asterisks.
-        stem = path.parent.name if "*" in path.name else path.stem
-        stem = re.sub(r"[^\w.-]+", "_", stem).strip("._") or "video"
+        stem = re.sub(r"[^\w.-]+", "_", PurePosixPath(video.name).stem).strip("._") or "video"
         name, number = stem, 1
         while name in found:
             number += 1
