@@ -223,7 +223,7 @@ class Video(ABC):
         """
 
     @abstractmethod
-    def times(self, indices: Sequence[int]) -> Float[Tensor, "t"]:
+    def times(self, indices: Sequence[int]) -> Float[Tensor, " t"]:
         """Presentation times in seconds (float64)."""
 
 

@@ -3,94 +3,26 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
-import io
 import multiprocessing
 import pickle
 import random
 import struct
 import tracemalloc
 import zipfile
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
-import fsspec
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from numbered_media import BUNNY, check_any_order, encode, numbers, write_pictures
 
-from fourd_core.errors import MediaError
 from fourd_core.interfaces import Video
 from fourd_core.media.decoder import Decoder
 from fourd_core.media.index import build_index
-from fourd_core.media.locations import natural_key
 from fourd_core.media.video import mean_frame_rate, open_video
-
-ROOT = Path(__file__).parent.parent
-BUNNY = ROOT / "examples" / "bigbuckbunny.mp4"
-BITS = 10
-
-
-def numbered(number: int, size: tuple[int, int]) -> np.ndarray:
-    """A picture of bars, most significant bit first from left to right."""
-    height, width = size
-    bits = [(number >> (BITS - 1 - bit)) & 1 for bit in range(BITS)]
-    columns = np.minimum(np.arange(width) * BITS // width, BITS - 1)
-    row = np.array(bits, np.uint8)[columns] * 255
-    return np.broadcast_to(row[None, :, None], (height, width, 3)).copy()
-
-
-def numbers(frames: Tensor) -> list[int]:
-    """What the bars of frames `t 3 h w` say, from the middle row and the middle of every bar."""
-    width = frames.shape[-1]
-    middles = [int((bit + 0.5) * width / BITS) for bit in range(BITS)]
-    bits = frames[:, 1, frames.shape[-2] // 2, middles] > 127
-    return [sum(int(bit) << (BITS - 1 - place) for place, bit in enumerate(row)) for row in bits.tolist()]
-
-
-def encode(
-    target: Any,
-    frames: int = 40,
-    size: tuple[int, int] = (32, 80),
-    codec: str = "libx264",
-    pixels: str = "yuv420p",
-    times: Sequence[int] | None = None,
-    options: dict[str, str] | None = None,
-    container: str | None = None,
-    **stream_options: Any,
-) -> None:
-    """A video of numbered frames; `times` in milliseconds."""
-    fixed = {"sc_threshold": "0"} if codec == "libx264" else {}  # keyframes only where the test puts them
-    with av.open(target, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=25, options=fixed | (options or {}))
-        stream.height, stream.width, stream.pix_fmt = *size, pixels
-        for name, value in stream_options.items():
-            getattr(stream, name)(value) if callable(getattr(stream, name)) else setattr(stream, name, value)
-        if times is not None:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(numbered(number, size), format="rgb24")
-            if times is not None:
-                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-
-
-def check_any_order(video: Video, count: int = 40) -> None:
-    """Every frame, forwards, backwards and at random, is the right one."""
-    assert video.frame_count == count
-    forwards = list(range(count))
-    assert numbers(video.read(forwards)) == forwards
-    for index in reversed(forwards):
-        assert numbers(video.read([index])) == [index]
-    picks = random.Random(0).choices(forwards, k=30)
-    assert numbers(video.read(picks)) == picks
-    assert [numbers(video.read([pick]))[0] for pick in picks] == picks
-
 
 X264 = {
     "no b-frames": {"bf": "0", "g": "10"},
@@ -412,203 +344,3 @@ def test_the_index_of_a_long_video_is_small(tmp_path: Path) -> None:
     assert index.start(12_345) == (12_345, 12_345 * 40, 12_345 * 40)
     assert kept < 20_000 * 40, "a time and a start, of 8 and 24 bytes"
     assert peak < 20_000 * 110
-
-
-# --- file systems, folders, patterns ---------------------------------------------------------------------------------
-
-
-def test_memory_and_zip_urls(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    encode(buffer, container="mp4", options={"bf": "2", "g": "10"})
-    fsspec.filesystem("memory").pipe_file("/numbered/clip.mp4", buffer.getvalue())
-    check_any_order(open_video("memory://numbered/clip.mp4"))
-    with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
-        archive.writestr("inside/a.mp4", buffer.getvalue())
-    check_any_order(open_video(f"zip://inside/a.mp4::{tmp_path / 'clips.zip'}"))
-
-
-def write_pictures(folder: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]] | None = None) -> None:
-    from fourd_core.media.writers import write_png
-
-    folder.mkdir(exist_ok=True)
-    for number, name in enumerate(names):
-        size = sizes[number] if sizes else (20, 50)
-        write_png(folder / name, torch.from_numpy(numbered(number, size)).permute(2, 0, 1))
-
-
-def test_folders_and_patterns_in_natural_order(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "frames", [f"f{number}.png" for number in range(12)])
-    (tmp_path / "frames" / "notes.txt").write_text("not a picture")
-    for location in (str(tmp_path / "frames"), str(tmp_path / "frames" / "*.png"), f"file://{tmp_path}/frames"):
-        video = open_video(location, frame_rate=10.0)
-        assert video.frame_count == 12
-        assert numbers(video.read([11, 0, 2, 10])) == [11, 0, 2, 10]
-        assert video.times([5]).item() == pytest.approx(0.5)
-
-
-def test_http_urls(tmp_path: Path, web: str) -> None:
-    encode(str(tmp_path / "clip.mp4"), options={"bf": "2", "g": "10"})
-    video = open_video(f"{web}/clip.mp4?signature=abc")
-    assert numbers(video.read([33, 0, 12])) == [33, 0, 12]
-    (tmp_path / "text.mp4").write_text("This is no video.\n" * 50)
-    assert "text.mp4 is not a video that FFmpeg can read" in complaint(f"{web}/text.mp4")
-    assert complaint(f"{web}/no.mp4") == f"the video {web}/no.mp4 does not exist"
-    assert complaint(f"{web}/broken.mp4").startswith(f"cannot read {web}/broken.mp4: 500")
-
-
-def test_a_folder_inside_a_zip(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "frames", ["a.png", "b.png"])
-    with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
-        for name in ("a.png", "b.png"):
-            archive.write(tmp_path / "frames" / name, f"x/{name}")
-    assert numbers(open_video(f"zip://x::{tmp_path / 'f.zip'}").read([1, 0])) == [1, 0]
-
-
-def test_natural_order() -> None:
-    names = ["f10.png", "f9.png", "f09b.png", "a/f1.png", "12.png", "f.png"]
-    assert sorted(names, key=natural_key) == ["12.png", "a/f1.png", "f9.png", "f09b.png", "f10.png", "f.png"]
-
-
-def test_odd_names_are_not_patterns_or_protocols(tmp_path: Path) -> None:
-    path = tmp_path / "clip[1]: 50%03d.mp4"
-    encode(str(tmp_path / "plain.mp4"), frames=3)
-    (tmp_path / "plain.mp4").rename(path)
-    assert open_video(str(path)).frame_count == 3
-
-
-# --- what goes wrong is said in one sentence ------------------------------------------------------------------------
-
-
-def complaint(location: object, read: Sequence[int] = ()) -> str:
-    with pytest.raises(MediaError) as caught:
-        open_video(str(location)).read(read)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
-def test_missing_file(tmp_path: Path) -> None:
-    assert complaint(tmp_path / "no.mp4") == f"the video {tmp_path}/no.mp4 does not exist"
-
-
-def test_text_named_mp4(tmp_path: Path) -> None:
-    (tmp_path / "text.mp4").write_text("This is no video.\n" * 50)
-    assert f"{tmp_path}/text.mp4 is not a video that FFmpeg can read" in complaint(tmp_path / "text.mp4")
-
-
-def test_empty_file(tmp_path: Path) -> None:
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    assert "is not a video that FFmpeg can read" in complaint(tmp_path / "empty.mp4")
-
-
-def test_zero_frames_behind_a_valid_header(tmp_path: Path) -> None:
-    """An mp4 whose header is whole and whose video track has no sample."""
-    path = tmp_path / "none.mp4"
-    with av.open(str(path), "w", options={"movflags": "empty_moov"}) as output:
-        stream = output.add_stream("mpeg4", rate=25)
-        stream.height, stream.width = 32, 80
-        output.start_encoding()
-    assert complaint(path) == f"{path} has no frames"
-
-
-def test_sound_only(tmp_path: Path) -> None:
-    path = tmp_path / "sound.wav"
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream("pcm_s16le", rate=8000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
-        frame.sample_rate = 8000
-        output.mux(stream.encode(frame))
-    assert complaint(path) == f"{path} has no video stream"
-
-
-def test_truncated_file_names_the_frame(tmp_path: Path) -> None:
-    path = tmp_path / "cut.mp4"
-    with (
-        av.open(str(BUNNY)) as source,
-        av.open(str(tmp_path / "whole.mp4"), "w", options={"movflags": "faststart"}) as target,
-    ):
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
-    whole = (tmp_path / "whole.mp4").read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    text = complaint(path)
-    with av.open(str(path)) as container:
-        intact = sum(1 for packet in container.demux(video=0) if packet.size and not packet.is_corrupt)
-    assert 20 < intact < 120
-    assert f"{path} is truncated: it promises 132 frames, but its data end after frame {intact}" in text
-
-
-def test_truncated_before_its_index(tmp_path: Path) -> None:
-    encode(str(tmp_path / "whole.mp4"))
-    data = (tmp_path / "whole.mp4").read_bytes()
-    assert data.find(b"moov") > len(data) // 2, "this file keeps its index at the end"
-    (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
-    assert "is an MP4 file without its index: it is cut off" in complaint(tmp_path / "cut.mp4")
-
-
-def test_a_damaged_frame_is_named_and_the_rest_is_readable(tmp_path: Path) -> None:
-    path = tmp_path / "clip.mov"
-    encode(str(path), codec="png", pixels="rgb24")
-    with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(video=0) if packet.size]
-        target = bytes(packets[17])
-    data = path.read_bytes()
-    place = data.find(target)
-    path.write_bytes(data[:place] + b"\x00" * len(target) + data[place + len(target) :])
-    assert complaint(path, [17]).startswith(f"frame 17 of {path} cannot be decoded")
-    video = open_video(str(path))
-    assert numbers(video.read([16, 18, 39])) == [16, 18, 39]
-
-
-def test_unknown_protocol_and_missing_package() -> None:
-    assert complaint("nonsense://x.mp4") == "cannot open nonsense://x.mp4: Protocol not known: nonsense"
-    if importlib.util.find_spec("pyarrow"):
-        pytest.skip("pyarrow is installed")
-    why = "its protocol needs a package that is not installed (No module named 'pyarrow'); pip install 'fsspec[hdfs]'"
-    assert complaint("hdfs://host/x.mp4") == f"cannot open hdfs://host/x.mp4: {why}"
-    assert complaint("zip://x.mp4::hdfs://host/x.zip") == f"cannot open zip://x.mp4::hdfs://host/x.zip: {why}"
-
-
-def test_empty_folder_and_pattern(tmp_path: Path) -> None:
-    assert complaint(tmp_path) == f"the folder {tmp_path} holds no pictures (png, jpg) and no videos"
-    text = f"the pattern {tmp_path}/*.png matches no file, and no folder of pictures or videos"
-    assert complaint(tmp_path / "*.png") == text
-
-
-def test_pictures_beside_videos_are_refused(tmp_path: Path) -> None:
-    """Neither a frame nor a video is to be lost silently: a cover beside videos, or a preview beside frames."""
-    write_pictures(tmp_path, ["cover.png"])
-    encode(str(tmp_path / "a.mp4"), frames=2)
-    encode(str(tmp_path / "b.mp4"), frames=2)
-    for location in (tmp_path, tmp_path / "*"):
-        assert complaint(location) == (
-            f"the folder {tmp_path} has both pictures (1, such as cover.png) and videos (2, such as a.mp4): name those "
-            "that are meant by a pattern, such as *.mp4"
-        )
-
-
-def test_several_videos(tmp_path: Path) -> None:
-    for name in "ab":
-        encode(str(tmp_path / f"{name}.mp4"), frames=2)
-    assert complaint(tmp_path) == f"{tmp_path} holds 2 videos; name one of them"
-
-
-def test_pictures_of_different_sizes(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "frames", ["1.png", "2.png"], [(20, 50), (20, 60)])
-    text = complaint(tmp_path / "frames", [0, 1])
-    assert "2.png, frame 1 of" in text
-    assert "is 60x20, the first one 50x20" in text
-
-
-def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "frames", ["1.png", "2.png"])
-    (tmp_path / "frames" / "2.png").write_bytes(b"nonsense")
-    assert "2.png" in complaint(tmp_path / "frames", [0, 1])
-
-
-def test_frames_that_the_video_does_not_have() -> None:
-    with pytest.raises(IndexError, match="has frames 0 to 131, not 132"):
-        open_video(str(BUNNY)).read([0, 132])

@@ -45,7 +45,7 @@ def weighted_ridge(
 
 
 def _why_unsolved(
-    failed: Bool[Tensor, "b"], x: Float[Tensor, "b n d"], y: Float[Tensor, "b n k"], c: Float[Tensor, "b n"]
+    failed: Bool[Tensor, " b"], x: Float[Tensor, "b n d"], y: Float[Tensor, "b n k"], c: Float[Tensor, "b n"]
 ) -> str:
     usable = (c.isfinite() & (c >= 0)).all(1) & x.isfinite().flatten(1).all(1) & y.isfinite().flatten(1).all(1)
     broken = failed & ~usable
@@ -60,5 +60,5 @@ def _why_unsolved(
     )
 
 
-def _numbers(chosen: Bool[Tensor, "b"]) -> str:
+def _numbers(chosen: Bool[Tensor, " b"]) -> str:
     return ", ".join(str(i) for i in chosen.nonzero().flatten().tolist())

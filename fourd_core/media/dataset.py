@@ -34,7 +34,7 @@ class VideoSlice(Video):
         """As `Video.read`."""
         return self._video.read(self._in_video(indices))
 
-    def times(self, indices: Sequence[int]) -> Float64[Tensor, "t"]:
+    def times(self, indices: Sequence[int]) -> Float64[Tensor, " t"]:
         """Seconds from the start of the whole video."""
         return self._video.times(self._in_video(indices))
 

@@ -129,7 +129,7 @@ class VideoFile(_CachedVideo):
         _, height, width = self._decode(0).shape
         self.size = (height, width)
 
-    def times(self, indices: Sequence[int]) -> Float64[Tensor, "t"]:
+    def times(self, indices: Sequence[int]) -> Float64[Tensor, " t"]:
         """Seconds from the first frame on."""
         return torch.from_numpy(self._index.seconds(np.asarray(indices, np.int64)))
 
@@ -181,7 +181,7 @@ class PictureSequence(_CachedVideo):
         _, height, width = self._decode(0).shape
         self.size = (height, width)
 
-    def times(self, indices: Sequence[int]) -> Float64[Tensor, "t"]:
+    def times(self, indices: Sequence[int]) -> Float64[Tensor, " t"]:
         """Seconds from the first frame on, at the stated frame rate."""
         return torch.as_tensor(np.asarray(indices, np.float64) / self._frame_rate)
 

@@ -55,7 +55,7 @@ class MovingTexture(Video):
             [torch.roll(self.texture, (-2 * (self.first + i), 3 * (self.first + i)), (1, 2)) for i in indices]
         )
 
-    def times(self, indices: Sequence[int]) -> Float[Tensor, "t"]:
+    def times(self, indices: Sequence[int]) -> Float[Tensor, " t"]:
         """Presentation times in seconds."""
         return torch.tensor(list(indices), dtype=torch.float64) / 25
 
