@@ -86,8 +86,11 @@ def _put_beside(table: dict[str, Any], others: list[dict[str, Any]], place: str)
             table["notes"].append(f"{place} is not shown: it was measured with another {', '.join(differing)}")
             continue
         known = {next(iter(row.values())) for row in table["rows"]}
-        table["rows"] += [row for row in other["rows"] if next(iter(row.values())) not in known]
-        table["notes"].append(f"rows not measured in this run are from {place}")
+        added = [row for row in other["rows"] if next(iter(row.values())) not in known]
+        table["rows"] += added
+        if added:
+            names = ", ".join(str(next(iter(row.values()))) for row in added)
+            table["notes"].append(f"not measured in this run but recorded in {place}: {names}")
 
 
 def _show(table: dict[str, Any]) -> None:
