@@ -1,4 +1,4 @@
-# make demo    run the tiny LILA recipe on the bundled clip and say where its report lies
+# make demo    run the tiny LILA recipe on the bundled clip in runs/demo and say where its report lies; again: go on
 # make test    the whole test-suite, then the linters
 # make lint    ruff (lint and format) and mypy
 # make wheels  every distribution as a wheel in dist/
@@ -13,8 +13,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(filter plugins/%,$(PROJECTS)))
 .PHONY: demo test lint wheels clean
 
 demo: .venv/installed
-	@out=runs/demo; n=1; while [ -e $$out ]; do n=$$((n + 1)); out=runs/demo-$$n; done; \
-	set -x; $(BIN)/fourd run recipes/lila_tiny.toml --out $$out
+	$(BIN)/fourd run recipes/lila_tiny.toml --out runs/demo
 
 # The linters run whatever the tests say, so that one look shows all that is wrong.
 test: .venv/installed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parse(words)
     threading.excepthook = _thread_failed
-    options.command_line = ["fourd", *words]
+    options.command_line = [*_program(), *words]
     try:
         return int(options.action(options))
     except FourdError as error:
@@ -35,6 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `fourd list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _program() -> list[str]:
+    """How a shell starts this program, for the command that goes on after an interruption."""
+    if shutil.which("fourd"):
+        return ["fourd"]
+    return [sys.argv[0]] if Path(sys.argv[0]).name == "fourd" else [sys.executable, "-m", "fourd_core"]
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
@@ -123,7 +131,7 @@ def _rerun(options: argparse.Namespace) -> int:
     from fourd_core.run import rerun
 
     folder: Path = options.out or _new_folder(options.folder.resolve().name)
-    again = ["fourd", "rerun", str(options.folder), *options.stages, "--out", str(folder)]
+    again = [*_program(), "rerun", str(options.folder), *options.stages, "--out", str(folder)]
     return _report_run(lambda: rerun(options.folder, folder, options.stages, options.command_line), folder, again)
 
 

@@ -52,6 +52,8 @@ def run_recipe(recipe: Recipe, folder: Path, stages: Collection[str] = (), comma
     _check_order(run, jobs)
     for job in jobs.values():
         job.prepare()
+    if not jobs:
+        sys.stderr.write(f"note: everything that was asked for is done already in {folder}\n")
     try:
         run.create()
         _restore(run, system, jobs)

@@ -183,11 +183,15 @@ class System(nn.Module):
             RunError: the predictions would not fit into `limit_gb`.
         """
         from fourd_core.media.video import open_video
-        from fourd_core.streaming import collect, stream, stream_config
+        from fourd_core.progress import track
+        from fourd_core.streaming import collect, stream, stream_config, windows
 
         source = open_video(str(video))
         self.eval()
-        return collect(stream(self, source, stream_config(self.recipe)), source.frame_count, round(limit_gb * 2**30))
+        config = stream_config(self.recipe)
+        total = sum(1 for _ in windows(source.frame_count, config.window, config.step))
+        parts = track(stream(self, source, config), "predict", total)
+        return collect(parts, source.frame_count, round(limit_gb * 2**30))
 
 
 def build_component(section: ComponentConfig, seed: int, where: str, *arguments: Any) -> Any:

@@ -270,17 +270,17 @@ job = "train"
 steps = 0
 """
     assert complaints(text) == [
+        "r.toml:1: data.video: missing, expected a path, a glob pattern or a URL",
         'r.toml:1: sede: unknown key; did you mean "seed"?',
-        "r.toml:1: data: missing; its table needs a table with `use`, the name of one of the datasets",
         "r.toml:2: seed: found -1, expected an integer from 0 to 2^63 - 1",
         'r.toml:3: device: found the text "gpu", expected "auto", "cpu", "cuda", "cuda:0" (or another number) or "mps"',
         'r.toml:5: backbone.use: unknown name "gird" in backbones; did you mean "grid"?',
-        "r.toml:6: heads.a.use: missing; its table needs the name of one of the heads",
-        "r.toml:8: heads.b.taps: missing; its table needs a list, each item an integer",
+        "r.toml:6: heads.a.use: missing, expected the name of one of the heads",
+        "r.toml:8: heads.b.taps: missing, expected a list, each item an integer",
         'r.toml:12: heads.c.rnak: "linear" has no such key; did you mean "rank"?',
         'r.toml:13: heads.c.rank: found the text "x", expected an integer',
         'r.toml:15: stages.s.job: unknown job "trian"; did you mean "train"?',
-        "r.toml:16: stages.t.objective: missing; its table needs a table with `use`, the name of one of the objectives",
+        "r.toml:16: stages.t.objective: missing, expected a table with `use`, the name of one of the objectives",
         "r.toml:18: stages.t.steps: 'steps' must be >= 1: 0",
     ]
 

@@ -137,7 +137,7 @@ def test_mistakes_name_the_file_that_made_them(load: Load) -> None:
 
 
 def test_what_was_replaced_or_removed_is_not_named(load: Load) -> None:
-    missing = "heads.depth.taps: missing; its table needs a list, each item an integer"
+    missing = "heads.depth.taps: missing, expected a list, each item an integer"
     assert complaints(load, top=extending('[heads.depth]\nuse = "other_decoder"\n')) == [f"/top/top.toml:2: {missing}"]
     assert complaints(load, top=extending('remove = "heads.depth.taps"')) == [f"/top/../base/base.toml:5: {missing}"]
     assert complaints(load, 'heads.depth={use="decoder", taps=["x"]}') == [
@@ -208,7 +208,7 @@ def test_wrong_sets_are_named(load: Load) -> None:
         '--set head.depth.taps=[1]: head: unknown key; did you mean "heads"?',
         '--set heads.depth.features=3\\nx=1: heads.depth.features: found the text "3\\nx=1", expected an integer',
         '--set heads.depth.tasp=[1]: heads.depth.tasp: "decoder" has no such key; did you mean "taps"?',
-        "--set heads.deptj.taps=[1]: heads.deptj.use: missing; its table needs the name of one of the heads; "
+        "--set heads.deptj.taps=[1]: heads.deptj.use: missing, expected the name of one of the heads; "
         'did you mean "depth"?',
         '--set seed=abc: seed: found the text "abc", expected an integer',
     ]

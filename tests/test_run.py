@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -82,8 +83,17 @@ def test_ctrl_c_leaves_a_resumable_run_and_says_so(
     process.send_signal(number)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "To go on: fourd run" in message
-    assert "--out runs/toy" in message
+    _, _, command = message.strip().partition("To go on: ")
+    assert command.endswith("--out runs/toy")
+    words = shlex.split(command)
+    process = subprocess.Popen(words, cwd=tmp_path, env=shell_environment(), stderr=subprocess.PIPE, text=True)
+    steps = _lines(log)
+    while process.poll() is None and _lines(log) < steps + 5:
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 130, "the command that was printed goes on"
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, _lines(log) + 1))
     record = json.loads((tmp_path / "runs/toy/run.json").read_text())
     assert record["stages"]["train"]["state"] == "interrupted"
     assert (tmp_path / "runs/toy/train/checkpoint.safetensors").exists()

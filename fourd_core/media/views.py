@@ -119,7 +119,8 @@ class ViewConfig:
     rule: Rule = "short_side"
     """short_side: all of the frame; center: its middle square; exact: `height` by `width`; original: no resizing."""
     pixels: int = attrs.field(default=224, validator=attrs.validators.gt(0))
-    """The shorter side (short_side) or the square's side (center), rounded to what the backbone accepts."""
+    """The shorter side (short_side) or the square's side (center); every side is rounded to what the backbone accepts,
+    which may change the proportions by a few percent."""
     height: int | None = None
     """Rows, for the rule exact."""
     width: int | None = None

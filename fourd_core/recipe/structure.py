@@ -114,16 +114,19 @@ class Structurer:
         fields = {field.name: field for field in fields_of(cls) if field.init}
         kinds = {name: field_type(field) for name, field in fields.items()}
         hooks = {name: self.hook(t) for name, t in kinds.items()}
+        implied = [name for name, field in fields.items() if SLOT in field.metadata and field.metadata[SLOT].implied]
 
         def structure(value: Any, _: Any) -> Any:
             value = parsed(value)
             if not isinstance(value, dict):
                 raise mismatch(value, "a table")
+            # A section whose `use` is implied may be left out as far as its component needs no keys.
+            value = {name: {} for name in implied} | value
             unknown = [
                 Mistake((key,), f"unknown key{did_you_mean(key, list(fields))}") for key in value if key not in fields
             ]
             missing = [
-                Mistake((name,), f"missing; its table needs {expectation(kinds[name])}")
+                Mistake((name,), f"missing, expected {expectation(kinds[name])}")
                 for name, field in fields.items()
                 if name not in value and field.default is attrs.NOTHING
             ]
@@ -204,7 +207,7 @@ class Structurer:
             raise mismatch(value, f"a table with `{tag}`, {what}")
         chosen = value.get(tag, slot.implied if slot else None)
         if chosen is None:
-            raise Untagged([Mistake((tag,), f"missing; its table needs {what}")])
+            raise Untagged([Mistake((tag,), f"missing, expected {what}")])
         if not isinstance(chosen, str):
             raise Mistakes([Mistake((tag,), f"found {describe(chosen)}, expected {what}")])
         name = read_str(chosen, str)
