@@ -89,6 +89,9 @@ class BackboneSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     """Input normalisation, applied by the backbone itself to frames in [0, 1]."""
+    window: tuple[int, int] = (4, 4)
+    """Frames per forward pass and frames between two passes that suit it: overlapping for one that looks across time,
+    side by side for one that sees each frame by itself."""
 
     def tap(self, number: int) -> int:
         """The non-negative form of a tap number.
