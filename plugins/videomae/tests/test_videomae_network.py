@@ -1,0 +1,198 @@
+"""The network against stored numbers, names and shapes of the reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fourd_videomae.checkpoints import to_official
+from fourd_videomae.network import VisionTransformer, sinusoid_table
+from fourd_videomae.sizes import SIZES, Size
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+DATA = Path(__file__).parent / "data"
+NARROW = Size(embed_dim=32, depth=3, heads=2, patch=(2, 8, 8))
+
+
+def reference() -> tuple[VisionTransformer, dict[str, Tensor]]:
+    """The network with the stored weights of blocks 0, 1 and 7, and the stored numbers."""
+    path = DATA / "encoder_tiny.safetensors"
+    with safe_open(path, "pt") as handle:
+        c = json.loads(handle.metadata()["config"])
+    stored = load_file(path)
+    network = VisionTransformer(Size(c["embed"], c["depth"], c["heads"], tuple(c["patch"]), c["mlp_ratio"]))
+    state = to_official({key.removeprefix("sd/"): value for key, value in stored.items() if key.startswith("sd/")})
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert {key.split(".")[1] for key in missing} == set("23456")
+    return network.eval(), stored
+
+
+def seeded(size: Size = NARROW, checkpointing: bool = False) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(size, checkpointing)
+
+
+def random_frames(t: int, h: int, w: int, batch: int = 1) -> Tensor:
+    return torch.randn(batch, t, 3, h, w, generator=torch.Generator().manual_seed(1))
+
+
+def assert_equal(actual: Tensor, wanted: Tensor) -> None:
+    """Within 1e-5, of each number or of the largest."""
+    torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_equals_the_reference() -> None:
+    network, stored = reference()
+    with torch.no_grad():
+        taps = network(stored["in/rgb"].transpose(1, 2), [0, 1, 2])
+        last = network.norm(network.blocks[7](stored["out/features.07"]))
+    for tap in range(3):
+        assert_equal(taps[tap], stored[f"out/features.{tap:02d}"])
+    assert_equal(last, stored["out/features.08"])
+
+
+def test_position_table() -> None:
+    stored = load_file(DATA / "position_table_g.safetensors")
+    table = sinusoid_table(2048, 1408)
+    assert table.dtype == torch.float32
+    assert torch.equal(table[stored["in/rows"]], stored["out/table_rows"])
+    torch.testing.assert_close(table.double().sum(1), stored["out/table_rowsum"], rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(table.double().sum(0), stored["out/table_colsum"], rtol=1e-12, atol=1e-9)
+    narrow = load_file(DATA / "encoder_tiny.safetensors")["out/pos_embed"][0]
+    assert torch.equal(sinusoid_table(128, 96), narrow)
+    assert torch.equal(sinusoid_table(5, 7), sinusoid_table(9, 7)[:5])
+
+
+def test_position_table_is_made_once_and_fits_every_clip() -> None:
+    network = seeded()
+    small, large = torch.empty(1, 6, 32), torch.empty(2, 40, 32)
+    for tokens in (small, large, small, large.to("meta"), large):
+        table = network.positions(tokens)
+        assert table.shape == tokens.shape[1:]
+        assert table.device == tokens.device
+        if not table.is_meta:
+            assert torch.equal(table, sinusoid_table(tokens.shape[1], 32))
+    assert network.positions(small).data_ptr() == network.positions(large).data_ptr()
+    assert not [key for key in network.state_dict() if "table" in key]
+
+
+def test_names_shapes_and_count_of_the_released_encoder() -> None:
+    patterns = json.loads((DATA / "official_keys_g.json").read_text())
+    published = {key.replace(".N.", f".{i}."): shape for key, shape in patterns.items() for i in range(40)}
+    with torch.device("meta"):
+        network = VisionTransformer(SIZES["g"])
+    assert {key: list(value.shape) for key, value in network.state_dict().items()} == published
+    assert len(published) == 524
+    assert sum(p.numel() for p in network.parameters()) == 1_011_610_752
+
+
+@pytest.mark.parametrize(("name", "millions"), [("s", 22), ("b", 87), ("l", 305), ("h", 633)])
+def test_sizes_of_the_papers(name: str, millions: int) -> None:
+    with torch.device("meta"):
+        count = sum(p.numel() for p in VisionTransformer(SIZES[name]).parameters())
+    assert count == pytest.approx(millions * 1e6, rel=0.01)  # the papers count a classifier's last layer too
+
+
+def test_every_tap_alone_equals_all_together() -> None:
+    network, frames = seeded(), random_frames(4, 24, 16)
+    with torch.no_grad():
+        together = network(frames, [3, 1, 0, 2])
+        assert sorted(together) == [0, 1, 2, 3]
+        for tap, values in together.items():
+            alone = network(frames, [tap])
+            assert list(alone) == [tap]
+            assert torch.equal(alone[tap], values)
+
+
+def test_nothing_deeper_than_the_deepest_tap_is_run() -> None:
+    network, ran = seeded(), []
+    for number, block in enumerate(network.blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    network.norm.register_forward_hook(lambda *_: ran.append("norm"))
+    network(random_frames(2, 8, 8), [0])
+    assert ran == []
+    network(random_frames(2, 8, 8), [2, 1])
+    assert ran == [0, 1]
+    network(random_frames(2, 8, 8), [3])
+    assert ran == [0, 1, 0, 1, 2, "norm"]
+
+
+def test_the_last_tap_alone_is_normalised() -> None:
+    network, frames = seeded(), random_frames(4, 16, 16)
+    with torch.no_grad():
+        before = network(frames, [0, 1, 2, 3])
+        raw = network.blocks[2](before[2])
+        assert torch.equal(before[3], network.norm(raw))
+        network.norm.bias += 1
+        after = network(frames, [0, 1, 2, 3])
+    assert [torch.equal(before[tap], after[tap]) for tap in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("size", [(2, 8, 8), (6, 24, 8), (10, 8, 56), (4, 40, 24)])
+def test_clips_of_any_size(size: tuple[int, int, int]) -> None:
+    """Each token is its own patch of the clip, in (t, h, w) order, plus its number's position."""
+    network, frames = seeded(), random_frames(*size, batch=2)
+    t, h, w = size[0] // 2, size[1] // 8, size[2] // 8
+    with torch.no_grad():
+        tokens = network(frames, [0, 3])
+        kernel = network.patch_embed.proj.weight.flatten(1)
+        patches = frames.transpose(1, 2).reshape(2, 3, t, 2, h, 8, w, 8).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        by_hand = patches.reshape(2, t * h * w, -1) @ kernel.mT + network.patch_embed.proj.bias
+    assert tokens[3].shape == (2, t * h * w, 32)
+    torch.testing.assert_close(tokens[0], by_hand + sinusoid_table(t * h * w, 32), rtol=1e-5, atol=1e-5)
+
+
+def test_checkpointing_changes_no_number_and_computes_twice() -> None:
+    frames, results, runs = random_frames(4, 16, 24), [], []
+    for checkpointing in (False, True):
+        network, ran = seeded(checkpointing=checkpointing), []
+        for block in network.blocks:
+            block.register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
+        outputs = network(frames, [1, 3])
+        (outputs[1].square().mean() + outputs[3].square().sum()).backward()
+        results.append((outputs, {name: p.grad for name, p in network.named_parameters()}))
+        runs.append(len(ran))
+    (plain, gradients), (saved, saved_gradients) = results
+    assert runs == [3, 6]
+    for tap in (1, 3):
+        assert torch.equal(plain[tap], saved[tap])
+    for name, gradient in gradients.items():
+        assert gradient is not None
+        torch.testing.assert_close(saved_gradients[name], gradient, rtol=1e-6, atol=1e-7)
+
+
+def test_every_parameter_learns() -> None:
+    network = seeded()
+    network(random_frames(4, 16, 16), [3])[3].pow(3).sum().backward()
+    still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not still
+
+
+def test_trains_after_it_has_predicted() -> None:
+    network, frames = seeded(), random_frames(4, 16, 16)
+    with torch.inference_mode():
+        predicted = network(frames, [3])[3].clone()
+    trained = network(frames, [3])[3]
+    trained.sum().backward()
+    assert torch.equal(trained.detach(), predicted)
+
+
+def test_half_precision() -> None:
+    network, frames = seeded(), random_frames(4, 32, 32)
+    with torch.no_grad():
+        exact = network(frames, [0, 3])
+        with torch.autocast("cpu", torch.bfloat16):
+            patches, mixed = network.patch_embed(frames), network(frames, [0, 3])
+        half = network.bfloat16()(frames.bfloat16(), [0, 3])
+    # Positions are not rounded to the precision of autocast.
+    assert patches.dtype == torch.bfloat16
+    assert torch.equal(mixed[0], patches + sinusoid_table(32, 32))
+    for tap in (0, 3):
+        assert (mixed[tap].dtype, half[tap].dtype) == (torch.float32, torch.bfloat16)
+        for rounded in (mixed[tap], half[tap].float()):
+            assert (rounded - exact[tap]).norm() < 0.02 * exact[tap].norm()
