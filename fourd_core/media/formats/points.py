@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ def read_ply(path: Path) -> PointCloud:
     return _cloud(np.frombuffer(body, columns, count))
 
 
-def _points(header: list[list[str]]) -> tuple[int, np.dtype[np.void]]:
+def _points(header: list[list[str]]) -> tuple[int, np.dtype[Any]]:
     """How many points there are and what their rows hold; KeyError: a list, or no position."""
     elements = [number for number, words in enumerate(header) if words[:1] == ["element"]]
     first, stop = elements[0], elements[1] if len(elements) > 1 else None
@@ -137,10 +137,13 @@ def _points(header: list[list[str]]) -> tuple[int, np.dtype[np.void]]:
     columns = {words[-1]: _TYPES[words[1]] for words in properties}
     if not {"x", "y", "z"} <= set(columns):
         raise KeyError("x, y, z")
-    return int(header[first][2]), np.dtype(list(columns.items()))
+    count = int(header[first][2])
+    if count < 0:
+        raise ValueError(count)
+    return count, np.dtype(list(columns.items()))
 
 
-def _cloud(rows: np.ndarray[tuple[int], np.dtype[np.void]]) -> PointCloud:
+def _cloud(rows: np.ndarray[Any, np.dtype[Any]]) -> PointCloud:
     names = rows.dtype.names or ()
     xyz = np.stack([rows[name].astype(np.float32) for name, _ in _PLACE], axis=-1)
     rgb = np.zeros((len(rows), 3), np.uint8)
