@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", _report, "write a run's report page again")
     report.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
 
+    _add_weights(commands)
     _command(commands, "list", _list, "every component by kind, and broken plugins with the reason")
     _command(commands, "doctor", _doctor, "what this machine offers, and what to do about what it lacks")
     return parser
@@ -105,6 +106,30 @@ def _add_set(command: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
         help="override a key, for example --set data.video=my.mp4 (repeatable)",
     )  # fmt: skip
+
+
+def _add_weights(commands: Any) -> None:
+    text = "published weights: list, show, pull, verify, convert"
+    weights = commands.add_parser("weights", help=text, description=text[0].upper() + text[1:] + ".")
+    actions = weights.add_subparsers(required=True, metavar="ACTION", dest="weights_action")
+
+    _command(actions, "list", _weights, "the weights that installed plugins know, their licences, and which are here")
+    show = _command(actions, "show", _weights, "what is known of weights, or what a checkpoint file holds")
+    show.add_argument("what", metavar="NAME_OR_FILE", help="a name of `fourd weights list`, or a checkpoint")
+
+    pull = _command(actions, "pull", _weights, "fetch weights, or go on where that was interrupted; licence first")
+    pull.add_argument("name", metavar="NAME", help="a name of `fourd weights list`")
+    pull.add_argument("--from", dest="location", metavar="LOCATION", help="a path or URL instead of the published one")
+    pull.add_argument("--sha256", metavar="HASH", help="what the file must have, where no SHA-256 is published")
+    pull.add_argument("--yes", action="store_true", help="agree to a licence that rules commercial use out")
+
+    verify = _command(actions, "verify", _weights, "read fetched weights again and compare their SHA-256")
+    verify.add_argument("name", nargs="?", metavar="NAME", help="only these (default: all that are here)")
+
+    convert = _command(actions, "convert", _weights, "translate a published checkpoint to safetensors with a manifest")
+    convert.add_argument("name", metavar="NAME", help="what it is: a name of `fourd weights list`")
+    convert.add_argument("file", metavar="FILE", help="a path, a URL, or weights:NAME once it is pulled")
+    convert.add_argument("folder", type=Path, metavar="FOLDER", help="gets NAME.safetensors and manifest.json")
 
 
 def _new_folder(name: str) -> Path:
@@ -164,6 +189,12 @@ def _report(options: argparse.Namespace) -> int:
         raise RunError(f"{options.folder} is not a run folder: it has no run.json")
     sys.stdout.write(f"report: {write_report(options.folder)}\n")
     return 0
+
+
+def _weights(options: argparse.Namespace) -> int:
+    from fourd_core.weights.commands import run_weights
+
+    return run_weights(options)
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -139,7 +139,7 @@ def read_location(value: Any, _: Any) -> Location:
     base = value.base if isinstance(value, Text) else Path.cwd()
     # Only the last part of a chained URL (zip://clip.mp4::videos.zip) can be a path.
     *chain, last = text.split("::")
-    if not ("://" in last or last.startswith("package:")):
+    if not ("://" in last or last.startswith(("package:", "weights:"))):
         last = Path(os.path.normpath(base / last)).as_posix()
     return Location("::".join([*chain, last]))
 

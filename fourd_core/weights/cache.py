@@ -1,0 +1,119 @@
+"""The folder of fetched weights: `<folder>/<plugin>/<name>/<file>`, beside each file `<file>.json`, its manifest.
+
+The folder is `FOURD_WEIGHTS`, by default `weights` in fourd's cache folder. A file under its own name is whole, and has
+been compared with the SHA-256 where one is known; what is still being fetched is called `<file>.part`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import attrs
+
+from fourd_core.errors import WeightsError
+from fourd_core.files import write_json
+from fourd_core.probe import cache_folder
+from fourd_core.weights.assets import Known, find, is_file_name
+
+
+@attrs.frozen
+class Manifest:
+    """What is known of a fetched file."""
+
+    name: str
+    plugin: str
+    source: str
+    """Where it was fetched from, without passwords."""
+    sha256: str
+    checked: str
+    """What the SHA-256 was compared with: "published", "given" (--sha256) or "nothing"."""
+    size: int
+    licence: str
+    fetched: str
+    """Date and time."""
+
+
+def weights_folder() -> Path:
+    """Where fetched weights are kept."""
+    chosen = os.environ.get("FOURD_WEIGHTS")
+    return Path(chosen).expanduser() if chosen else cache_folder() / "weights"
+
+
+def path_of(known: Known) -> Path:
+    """Where the file of an asset is, or would be."""
+    return weights_folder() / known.short_distribution / known.asset.name / known.asset.file_name
+
+
+def manifest_path(path: Path) -> Path:
+    """The manifest of a fetched file."""
+    return path.with_name(f"{path.name}.json")
+
+
+def part_path(path: Path) -> Path:
+    """What a file is called while it is being fetched."""
+    return path.with_name(f"{path.name}.part")
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write the manifest of the file at `path`."""
+    write_json(manifest_path(path), attrs.asdict(manifest))
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest of the file at `path`; None where it is missing or not one."""
+    try:
+        return Manifest(**json.loads(manifest_path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def problem_of(path: Path) -> str | None:
+    """Why a file in the cache cannot be the one that was fetched, as far as a glance tells; `verify` reads it."""
+    manifest, size = read_manifest(path), path.stat().st_size
+    if manifest is None:
+        return "has no manifest"
+    return f"has {size} bytes, not the {manifest.size} that were fetched" if size != manifest.size else None
+
+
+def how_to_fetch(known: Known, name: str) -> str:
+    """The command that brings an asset here; `name`: as the user calls it."""
+    return f"fourd weights pull {name}" + ("" if known.asset.url else " --from PATH_OR_URL")
+
+
+def resolve(reference: str) -> Path:
+    """The file that `weights:NAME` or `weights:NAME/FILE` stands for.
+
+    Args:
+        reference: what stands behind `weights:`.
+    Raises:
+        WeightsError: unknown weights, not fetched yet (with licence and command), or not the file that was fetched.
+    """
+    name, slash, file = reference.partition("/")
+    if slash and not is_file_name(file):
+        raise WeightsError(f"'weights:{reference}' names no file of fetched weights: write weights:NAME or NAME/FILE")
+    known = find(name)
+    path = path_of(known)
+    if file and file != path.name:
+        path = path.with_name(file)
+        if not path.is_file():
+            raise WeightsError(
+                f"there is no file {file} among the fetched weights {name}; write weights:{name} for "
+                f"{known.asset.file_name}"
+            )
+        return path
+    if not path.is_file():
+        raise WeightsError(
+            f"the weights {name} ({known.asset.summary}; licence: {known.asset.terms}) are not here; "
+            f"fetch them with: {how_to_fetch(known, name)}"
+        )
+    if problem := problem_of(path):
+        raise WeightsError(f"{path} {problem}; fetch it again with: {how_to_fetch(known, name)}")
+    return path
+
+
+def without_password(location: str) -> str:
+    """A location as it may be shown and kept."""
+    return re.sub(r"(?<=://)[^/@]*@", "", location)
