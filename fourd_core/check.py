@@ -11,12 +11,13 @@ from rich.table import Table
 from torch import nn
 
 from fourd_core import registry
-from fourd_core.data import Clip
+from fourd_core.data import Clip, Queries
 from fourd_core.errors import RecipeError
 from fourd_core.interfaces import PretrainedWeights
+from fourd_core.media.views import View
 from fourd_core.provenance import component_sections, named_weights
 from fourd_core.recipe import Recipe
-from fourd_core.streaming import stream_config
+from fourd_core.streaming import stream_config, view_of
 from fourd_core.system import System, build_dataset, build_system, pick_device
 from fourd_core.weights import read_state_dict
 
@@ -39,12 +40,13 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.weights is not None:
         read_state_dict(recipe.weights)
     first = videos[0]
+    view = view_of(data.view, first.size, system.backbone.spec)
     console = Console()
     console.print(_components(recipe))
     console.print(
         f"data: {len(videos)} video(s); {first.name}: {first.frame_count} frames of {first.size[1]}x{first.size[0]}"
     )
-    console.print(_shapes(system, first.size, recipe))
+    console.print(_shapes(system, view, recipe))
     for where, weights in named_weights(system):
         console.print(
             f"weights of {where}: {weights.location} [{weights.licence}], {_presence(weights)}", highlight=False
@@ -62,11 +64,14 @@ def _components(recipe: Recipe) -> Table:
     return table
 
 
-def _shapes(system: System, video_size: tuple[int, int], recipe: Recipe) -> Table:
+def _one_point() -> Queries:
+    return Queries(torch.zeros(1, 1, dtype=torch.long, device="meta"), torch.zeros(1, 1, 2, device="meta"))
+
+
+def _shapes(system: System, view: View, recipe: Recipe) -> Table:
     """One window through the network on the meta device: shapes for real, numbers for none."""
-    config = stream_config(recipe)
-    view = config.view_of(video_size, system.backbone.spec)
-    clip = Clip(torch.empty(1, config.window, 3, *view.size, device="meta"))
+    window, _ = stream_config(recipe).steps(system.backbone.spec)
+    clip = Clip(torch.empty(1, window, 3, *view.size, device="meta"), queries=_one_point())
     with torch.no_grad():
         tokens = system.encode(clip.frames)
         predictions = system(clip)
@@ -75,7 +80,10 @@ def _shapes(system: System, video_size: tuple[int, int], recipe: Recipe) -> Tabl
     table.add_row("backbone", _count(system.backbone), grids)
     for name, head in system.heads.items():
         item = predictions[name]
-        table.add_row(f"heads.{name}", _count(head), f"{tuple(item.values.shape)} [{item.unit}]")
+        shapes = ", ".join(f"{field}: {tuple(tensor.shape)}" for field, tensor in item.tensors().items())
+        table.add_row(f"heads.{name}", _count(head), f"{shapes.removeprefix('values: ')} [{item.unit}]")
+    for name, memory in system.memories.items():
+        table.add_row(f"memories.{name}", _count(memory), "")
     for stage, objective in system.objectives.items():
         table.add_row(f"stages.{stage}.objective", _count(objective), "")
     return table

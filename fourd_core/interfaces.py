@@ -27,13 +27,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fourd_core.data import Clip, CueKind, CueMaps, Prediction, Tokens
+from fourd_core.media.views import ViewConfig
+from fourd_core.stitching import Overwrite, Stitch
 
 if TYPE_CHECKING:
     from fourd_core.system import System
 
 Split = Literal["all", "train", "held_out"]
 State = Any
-"""What a Memory hands from one window to the next; its own business, but made of tensors (nested as it likes)."""
+"""What a Memory hands from one window to the next; its own business, but see there what it may be made of."""
 
 
 @attrs.frozen
@@ -136,41 +138,64 @@ class Backbone(nn.Module, Component):
         """
 
 
+Direction = Literal["forward", "backward", "both"]
+
+
 class Head(nn.Module, Component):
     """Tokens to one named prediction. Built as `cls(config, backbone_spec)`.
 
     Attributes:
         taps: the layers it reads, non-negative.
         unit: the unit of its prediction.
-        channels: how many channels its prediction has.
+        channels: of a head that predicts maps, how many channels they have.
+        stitch: how its answers about the frames that two windows share become one.
+        tracks: whether it follows points: it then needs `clip.queries`, answers with Tracks, and is given the points in
+            groups that fit into memory.
+        direction: of a head that tracks, which way through the video.
     """
 
     taps: tuple[int, ...]
     unit: str = "1"
     channels: int
+    stitch: Stitch = Overwrite()
+    tracks: bool = False
+    direction: Direction = "forward"
 
     @abstractmethod
     def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
-        """A prediction in the pixels of `clip`: `(b, t, channels, h, w)`."""
+        """A prediction for every frame, in the pixels of `clip`; maps are `(b, t, channels, h, w)`."""
+
+    def query_bytes(self, clip: Clip) -> int:
+        """Working memory that one more point takes in `forward`, for choosing how many go through together."""
+        return 0
 
 
 class Memory(nn.Module, Component):
     """What a head carries from one window of a long video to the next. Built as `cls(config, backbone_spec)`.
 
-    A recipe gives the head `NAME` a memory by a section `[memories.NAME]`. `read` sees the tokens before the head does.
+    A recipe gives the head `NAME` a memory by a section `[memories.NAME]`. `read` sees a window before the head does
+    and may change what the head shall see: the tokens, the intrinsics, the queries and what is recalled of each. A
+    memory of a head that tracks is asked for each group of points by itself. States are tensors, numbers and None in
+    dicts, lists and tuples, so that a killed run can go on with them.
     """
 
     @abstractmethod
-    def initial(self, tokens: Tokens) -> State:
-        """The state before the first window, from that window's tokens (shapes, device, dtype)."""
+    def initial(self, tokens: Tokens, clip: Clip) -> State:
+        """The state before the first window, from that window (shapes, device, dtype)."""
 
     @abstractmethod
-    def read(self, state: State, tokens: Tokens) -> Tokens:
-        """The tokens that the head shall see: the window's own, enriched by what was remembered."""
+    def read(self, state: State, tokens: Tokens, clip: Clip) -> tuple[Tokens, Clip]:
+        """The tokens and the clip that the head shall see: the window's own, enriched by what was remembered."""
 
     @abstractmethod
-    def update(self, state: State, tokens: Tokens, prediction: Prediction, shift: int) -> State:
-        """The state for the next window, which starts `shift` frames later."""
+    def update(self, state: State, tokens: Tokens, clip: Clip, prediction: Prediction, shift: int) -> State:
+        """The state for the next window, which starts `shift` frames later.
+
+        Args:
+            tokens: the window's own.
+            clip: the window's own; its queries are those of the user.
+            prediction: the head's answer, before it is stitched.
+        """
 
 
 class CueProvider(Component):
@@ -216,6 +241,8 @@ class Video(ABC):
     frame_count: int
     size: tuple[int, int]
     """Height and width of the frames that `read` returns, rotation metadata applied."""
+    intrinsics: Float[Tensor, "3 3"] | None = None
+    """The pinhole matrix of every frame in its pixels, where it is known."""
 
     @abstractmethod
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "t 3 h w"]:
@@ -232,6 +259,9 @@ class Video(ABC):
 
 class Dataset(Component):
     """A collection of videos. Built as `cls(config)`; opening is lazy."""
+
+    view: ViewConfig = ViewConfig()
+    """How a frame of its videos becomes a network's input in prediction."""
 
     @abstractmethod
     def videos(self, split: Split) -> Sequence[Video]:

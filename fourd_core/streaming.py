@@ -1,23 +1,28 @@
 """A video of any length through a system, one window after another, in constant memory.
 
-Windows of `window` frames start every `stride` frames; the last one has as many as are left. Where windows overlap the
-later one counts, so a window's first `stride` frames are final as soon as it is computed.
+Windows of `window` frames start every `stride` frames. What lies behind the video's end is its mirror image, so that
+every window is whole. Heads say how the frames that two windows share become one (`fourd_core.stitching`); a window's
+first `stride` frames are final as soon as it is joined to what stands. Heads that track backward get a second pass
+over the video played in reverse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import attrs
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fourd_core.data import Clip, Prediction, Predictions
-from fourd_core.errors import RecipeError, RunError
-from fourd_core.interfaces import BackboneSpec, Video
+from fourd_core.data import Clip, Predictions, Queries
+from fourd_core.errors import RecipeError
+from fourd_core.interfaces import BackboneSpec, Head, Video
 from fourd_core.media.views import View, ViewConfig
+from fourd_core.placement import Pixels, in_video
 from fourd_core.recipe import Recipe
+from fourd_core.stitching import Stitcher
 from fourd_core.system import States, System
 
 
@@ -25,38 +30,35 @@ from fourd_core.system import States, System
 class StreamConfig:
     """What the network sees of a video at a time; a predict stage has these keys."""
 
-    view: ViewConfig = attrs.field(factory=ViewConfig)
-    """How a frame becomes the network's input."""
-    window: int = attrs.field(default=4, validator=attrs.validators.ge(1))
-    """Frames per forward pass."""
+    window: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    """Frames per forward pass; none: what suits the backbone."""
     stride: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
-    """Frames between the starts of two windows; none: as many as a window has."""
+    """Frames between the starts of two windows; none: what suits the backbone, or as many as a stated window has."""
+    pixels: Pixels = "video"
+    """Where maps are stored: at the pixels of the "video", or on the smaller grid of the network's "view". What is
+    measured in pixels is measured in the video's pixels either way."""
 
     def __attrs_post_init__(self) -> None:
-        if self.stride is not None and self.stride > self.window:
+        if self.window is not None and self.stride is not None and self.stride > self.window:
             raise ValueError(f"stride must not exceed window, {self.window}: frames would be left out")
 
-    @property
-    def step(self) -> int:
-        """Frames between the starts of two windows."""
-        return self.stride or self.window
-
-    def view_of(self, video_size: tuple[int, int], backbone: BackboneSpec) -> View:
-        """The view of a video's frames that a backbone accepts.
+    def steps(self, backbone: BackboneSpec) -> tuple[int, int]:
+        """Window and stride for a backbone.
 
         Raises:
-            RecipeError: window or view do not fit the backbone.
+            RecipeError: they do not fit it.
         """
-        if self.window % backbone.multiple[0]:
-            raise RecipeError(f"window = {self.window} is no multiple of the backbone's {backbone.multiple[0]} frames")
-        try:
-            return self.view.view(video_size, backbone.multiple[1:])
-        except ValueError as error:
-            raise RecipeError(f"the view of the predict stage: {error}") from error
+        window = self.window or backbone.window[0]
+        stride = self.stride or (window if self.window else backbone.window[1])
+        if window % backbone.multiple[0]:
+            raise RecipeError(f"window = {window} is no multiple of the backbone's {backbone.multiple[0]} frames")
+        if stride > window:
+            raise RecipeError(f"stride = {stride} exceeds the backbone's window of {window} frames; set window too")
+        return window, stride
 
 
 def stream_config(recipe: Recipe | None) -> StreamConfig:
-    """The window and view of a recipe's first predict stage, or the defaults."""
+    """The window of a recipe's first predict stage, or the defaults."""
     configs = [stage.config for stage in recipe.stages.values()] if recipe is not None else []
     return next((config for config in configs if isinstance(config, StreamConfig)), StreamConfig())
 
@@ -85,71 +87,177 @@ def windows(frame_count: int, window: int, stride: int, first: int = 0) -> Itera
         start += stride
 
 
+def mirrored(index: int, count: int) -> int:
+    """The frame that stands at `index` when a video of `count` frames goes back and forth for ever."""
+    period = max(2 * (count - 1), 1)
+    index %= period
+    return min(index, period - index) if count > 1 else 0
+
+
+class Reversed(Video):
+    """A video from its end to its beginning."""
+
+    def __init__(self, video: Video) -> None:
+        self._video = video
+        self.name, self.frame_count, self.size = video.name, video.frame_count, video.size
+        self.intrinsics = video.intrinsics
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "t 3 h w"]:
+        """As `Video.read`."""
+        return self._video.read([self.frame_count - 1 - index for index in indices])
+
+    def times(self, indices: Sequence[int]) -> Float[Tensor, " t"]:
+        """Times before the end, so that they grow."""
+        last = self._video.times([self.frame_count - 1])
+        return last - self._video.times([self.frame_count - 1 - index for index in indices])
+
+
+@attrs.frozen
+class Position:
+    """Between two windows of a video: what must be kept to go on from there.
+
+    Attributes:
+        reverse: whether the second pass is on, from the video's end to its beginning.
+        start: the next window's first frame, counted in the direction of the pass; the frames before it are finished.
+        states: of the memories.
+        stitched: of the stitcher.
+    """
+
+    reverse: bool = False
+    start: int = 0
+    states: States = attrs.field(factory=dict)
+    stitched: dict[str, Any] = attrs.field(factory=dict)
+
+
 class Finished(NamedTuple):
-    """Predictions of `frames` frames from frame `first` on, which no later window changes."""
+    """Predictions of the frames from `first` on, which no later window of this pass changes.
+
+    `reverse` says that they come from the second pass: tracks of frames before their query. `position` is where the
+    next window starts, None at the very end.
+    """
 
     first: int
     frames: int
     predictions: Predictions
+    reverse: bool = False
+    position: Position | None = None
+
+
+def passes(system: System) -> list[tuple[bool, list[str]]]:
+    """The ways through a video (reverse or not) and the heads that take part in each."""
+    heads = {name: cast(Head, head) for name, head in system.heads.items()}
+    forward = [name for name, head in heads.items() if not head.tracks or head.direction != "backward"]
+    backward = [name for name, head in heads.items() if head.tracks and head.direction != "forward"]
+    return [(reverse, names) for reverse, names in ((False, forward), (True, backward)) if names]
+
+
+def window_count(system: System, frame_count: int, config: StreamConfig) -> int:
+    """How many windows `stream` goes through from the start."""
+    window, stride = config.steps(system.backbone.spec)
+    return len(passes(system)) * sum(1 for _ in windows(frame_count, window, stride))
+
+
+def windows_done(system: System, frame_count: int, config: StreamConfig, position: Position) -> int:
+    """How many of them lie behind a position."""
+    window, stride = config.steps(system.backbone.spec)
+    whole = sum(1 for _ in windows(frame_count, window, stride))
+    behind = position.reverse and passes(system)[0][0] is False
+    return whole * behind + position.start // stride
 
 
 @torch.inference_mode()
-def stream(system: System, video: Video, config: StreamConfig, first: int = 0) -> Iterator[Finished]:
+def stream(
+    system: System,
+    video: Video,
+    view: View,
+    config: StreamConfig,
+    queries: Queries | None = None,
+    position: Position | None = None,
+) -> Iterator[Finished]:
     """Predictions of a whole video as they become final.
 
     Args:
         system: in evaluation mode.
+        view: how a frame becomes the network's input.
         config: what it sees at a time.
-        first: where to go on; a multiple of the stride (a system with memories must start at 0).
+        queries: points to be followed, `1 n`, in frames and pixels of the video.
+        position: where to go on.
     """
-    spec, device = system.backbone.spec, system.device
-    view = config.view_of(video.size, spec)
-    half = system.recipe is not None and system.recipe.precision == "bf16"
-    states: States = {}
-    for place in windows(video.frame_count, config.window, config.step, first):
-        clip = _clip(video, view, place, spec.multiple[0]).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            predictions, states = system.step(clip, states, shift=config.step)
-        yield Finished(place.start, place.final, _first_frames(predictions, place.final))
+    position = position or Position()
+    order = passes(system)
+    for reverse, heads in order:
+        if position.reverse and not reverse:
+            continue
+        start = position if position.reverse == reverse else Position(reverse)
+        following = Position(True) if not reverse and order[-1][0] else None
+        yield from _Pass(system, video, view, config, queries, heads, reverse).run(start, following)
 
 
-def _clip(video: Video, view: View, place: Window, multiple: int) -> Clip:
-    """The window's frames as the network sees them; the last frame is repeated up to the backbone's multiple."""
-    wanted = -(-place.frames // multiple) * multiple
-    indices = [place.start + min(i, place.frames - 1) for i in range(wanted)]
-    return Clip(view.apply(video.read(indices))[None], times=video.times(indices)[None].float())
+@attrs.frozen
+class _Pass:
+    """One way through a video."""
+
+    system: System
+    video: Video
+    view: View
+    config: StreamConfig
+    queries: Queries | None
+    heads: list[str]
+    reverse: bool
+
+    def run(self, position: Position, following: Position | None) -> Iterator[Finished]:
+        """`following` is the position after this pass."""
+        video = Reversed(self.video) if self.reverse else self.video
+        queries = self._queries_in_view()
+        window, stride = self.config.steps(self.system.backbone.spec)
+        half = self.system.recipe is not None and self.system.recipe.precision == "bf16"
+        device, states = self.system.device, position.states
+        stitcher = Stitcher({name: cast(Head, self.system.heads[name]).stitch for name in self.heads})
+        stitcher.restore(position.stitched)
+        for place in windows(video.frame_count, window, stride, position.start):
+            clip = _clip(video, self.view, place.start, window, queries).to(device)
+            is_last = place.start + place.frames == video.frame_count
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                predictions, states = self.system.step(clip, states, None if is_last else stride, self.heads)
+            joined = stitcher.add(predictions, stride)
+            after = Position(self.reverse, place.start + stride, states, stitcher.state)
+            yield self._finished(joined, place, following if is_last else after)
+
+    def _finished(self, joined: Predictions, place: Window, after: Position | None) -> Finished:
+        final = {name: in_video(item.frames(0, place.final), self.view, self.config.pixels)
+                 for name, item in joined.items()}  # fmt: skip
+        first = place.start
+        if self.reverse:
+            final = {name: item.map(lambda tensor: tensor.flip(1)) for name, item in final.items()}
+            first = self.video.frame_count - place.start - place.final
+        return Finished(first, place.final, Predictions(final), self.reverse, after)
+
+    def _queries_in_view(self) -> Queries | None:
+        """The queries in the pixels that the network sees, counted in the direction of the pass."""
+        if self.queries is None:
+            return None
+        frame = self.video.frame_count - 1 - self.queries.frame if self.reverse else self.queries.frame
+        return Queries(frame, self.view.to_view(self.queries.xy))
 
 
-def _first_frames(predictions: Predictions, count: int) -> Predictions:
-    return Predictions({name: attrs.evolve(item, values=item.values[:, :count]) for name, item in predictions.items()})
+def _clip(video: Video, view: View, start: int, window: int, queries: Queries | None) -> Clip:
+    """A window as the network sees it."""
+    indices = [mirrored(start + i, video.frame_count) for i in range(window)]
+    intrinsics = None
+    if video.intrinsics is not None:
+        intrinsics = view.intrinsics_to_view(video.intrinsics).expand(1, window, 3, 3)
+    if queries is not None:
+        queries = attrs.evolve(queries, frame=queries.frame - start)
+    return Clip(view.apply(video.read(indices))[None], video.times(indices)[None].float(), intrinsics, queries)
 
 
-def collect(parts: Iterable[Finished], frame_count: int, limit: int) -> Predictions:
-    """All frames of a short video in the CPU's memory.
+def view_of(rule: ViewConfig, video_size: tuple[int, int], backbone: BackboneSpec) -> View:
+    """The view of a video's frames that a backbone accepts.
 
     Raises:
-        RunError: together they would take more than `limit` bytes.
+        RecipeError: it does not fit the backbone.
     """
-    whole: dict[str, Tensor] = {}
-    units: dict[str, str] = {}
-    for part in parts:
-        if not whole:
-            whole = _room(part, frame_count, limit)
-            units = {name: item.unit for name, item in part.predictions.items()}
-        for name, item in part.predictions.items():
-            whole[name][:, part.first : part.first + part.frames] = item.values
-    return Predictions({name: Prediction(values, units[name]) for name, values in whole.items()})
-
-
-def _room(part: Finished, frame_count: int, limit: int) -> dict[str, Tensor]:
-    items = {name: item.values for name, item in part.predictions.items()}
-    needed = sum(values[:, :1].nbytes for values in items.values()) * frame_count
-    if needed > limit:
-        raise RunError(
-            f"the predictions of {frame_count} frames would take {needed / 2**30:.1f} GB of memory; write them to disk "
-            "by a predict stage of `fourd run`, or use a smaller view"
-        )
-    return {
-        name: torch.empty(values.shape[0], frame_count, *values.shape[2:], dtype=values.dtype)
-        for name, values in items.items()
-    }
+    try:
+        return rule.view_of(video_size, backbone.multiple[1:])
+    except ValueError as error:
+        raise RecipeError(f"[data] view: {error}") from error

@@ -6,7 +6,7 @@ from a seed of its own, so that adding a head changes no other head's start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,10 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fourd_core import registry
-from fourd_core.data import Clip, Predictions, Tokens
+from fourd_core.data import Clip, Prediction, Predictions, Tokens
 from fourd_core.errors import RecipeError, RunError, WeightsError
 from fourd_core.interfaces import Backbone, Component, CueProvider, Dataset, Head, Memory, Objective, State
+from fourd_core.media.views import ViewConfig
 from fourd_core.randomness import seeded
+from fourd_core.tracking import track
 from fourd_core.weights import load_weights, read_state_dict, sha256_of
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 States = dict[str, State]
 """The memories' states between two windows, by head name."""
+
+
+QueryPoints = Iterable[Iterable[float]] | Tensor | int | None
 
 
 class NamedModules(nn.ModuleDict):
@@ -44,6 +49,10 @@ class NamedModules(nn.ModuleDict):
         if key not in self._modules:
             raise _no_such(self.section, key, self._modules)
         return super().__getitem__(key)
+
+
+def _taps(head: nn.Module) -> tuple[int, ...]:
+    return cast(Head, head).taps
 
 
 class NamedCues(dict[str, CueProvider]):
@@ -98,7 +107,7 @@ class System(nn.Module):
     @property
     def taps(self) -> tuple[int, ...]:
         """The backbone layers that some head reads."""
-        return tuple(sorted({tap for head in self.heads.values() for tap in cast(Head, head).taps}))
+        return tuple(sorted({tap for head in self.heads.values() for tap in _taps(head)}))
 
     def train(self, mode: bool = True) -> System:
         """Switch heads, memories and objectives; the frozen backbone and the teachers stay in evaluation mode."""
@@ -107,35 +116,49 @@ class System(nn.Module):
         self._learned_cues.train(False)
         return self
 
-    def encode(self, frames: Float[Tensor, "b t 3 h w"], taps: Sequence[int] = ()) -> Tokens:
-        """Tokens of the layers that the heads read and of `taps` besides (non-negative), without gradient."""
-        wanted = sorted({*self.taps, *(self.backbone.spec.tap(tap) for tap in taps)})
+    def encode(
+        self, frames: Float[Tensor, "b t 3 h w"], taps: Sequence[int] = (), heads: Collection[str] | None = None
+    ) -> Tokens:
+        """Tokens of the layers that the heads (or some of them) read and of `taps` besides, without gradient."""
+        read = {tap for name, head in self.heads.items() if heads is None or name in heads for tap in _taps(head)}
+        wanted = sorted({*read, *(self.backbone.spec.tap(tap) for tap in taps)})
         with torch.no_grad():
             tokens: Tokens = self.backbone(frames, wanted)
         return tokens
 
     def forward(self, clip: Clip) -> Predictions:
         """Every head's prediction for one window that stands alone."""
-        return self.step(clip, {}, shift=clip.frames.shape[1])[0]
+        return self.step(clip, {}, shift=None)[0]
 
-    def step(self, clip: Clip, states: States, shift: int) -> tuple[Predictions, States]:
+    def step(
+        self, clip: Clip, states: States, shift: int | None, heads: Sequence[str] | None = None
+    ) -> tuple[Predictions, States]:
         """One window of a longer video.
 
         Args:
-            clip: the window's frames.
+            clip: the window's frames; the frames of its queries count from its first.
             states: what the memories kept from the window before; empty for the first.
-            shift: how many frames later the next window starts.
+            shift: how many frames later the next window starts; None: there is none.
+            heads: only these.
+        Returns:
+            predictions, and the memories' states for the next window.
         """
-        tokens = self.encode(clip.frames)
-        predictions, kept = {}, {}
-        for name, head in self.heads.items():
-            if name not in self.memories:
-                predictions[name] = head(tokens, clip)
+        chosen = {name: cast(Head, self.heads[name]) for name in (self.heads if heads is None else heads)}
+        tokens = self.encode(clip.frames, heads=chosen)
+        predictions: dict[str, Prediction] = {}
+        kept: States = {}
+        for name, head in chosen.items():
+            memory = cast(Memory, self.memories[name]) if name in self.memories else None
+            if head.tracks:
+                predictions[name], kept[name] = track(name, head, memory, tokens, clip, states.get(name, []), shift)
                 continue
-            memory = cast(Memory, self.memories[name])
-            state = states[name] if name in states else memory.initial(tokens)
-            predictions[name] = head(memory.read(state, tokens), clip)
-            kept[name] = memory.update(state, tokens, predictions[name], shift)
+            seen = tokens, clip
+            if memory is not None:
+                state = states[name] if name in states else memory.initial(tokens, clip)
+                seen = memory.read(state, tokens, clip)
+            predictions[name] = head(*seen)
+            if memory is not None and shift is not None:
+                kept[name] = memory.update(state, tokens, clip, predictions[name], shift)
         return Predictions(predictions), kept
 
     def trained_state(self) -> dict[str, Tensor]:
@@ -169,29 +192,43 @@ class System(nn.Module):
         _load_named_weights(system, self.recipe)
         return system.to(self.device)
 
-    def predict(self, video: str | Path, limit_gb: float = 8.0) -> Predictions:
-        """Every head's prediction for every frame of a video, in memory: `1 t c h w` at the size of the view.
+    def predict(self, video: str | Path, queries: QueryPoints = None, limit_gb: float = 8.0) -> Predictions:
+        """Every head's prediction for every frame of a video, in memory and in the pixels of the video: `1 t ...`.
 
-        The view and the window are those of the recipe's predict stage. For long videos run that stage by
-        `fourd run`, which writes to disk as it goes.
+        View and window are those of the recipe. For long videos run its predict stage by `fourd run`, which writes to
+        disk as it goes.
 
         Args:
             video: a file, a URL, a folder of frames or a glob of pictures.
+            queries: points for heads that track: rows of (frame, x, y) in the video's pixels, or an integer n for a
+                grid of n x n in the first frame; by default those of the recipe's `[queries]`.
             limit_gb: how much memory the predictions may take.
         Raises:
             MediaError: the video cannot be read.
+            RecipeError: a query lies outside the video, or nobody named any.
             RunError: the predictions would not fit into `limit_gb`.
         """
         from fourd_core.media.video import open_video
         from fourd_core.progress import track
-        from fourd_core.streaming import collect, stream, stream_config, windows
+        from fourd_core.queries import queries_for, queries_from
+        from fourd_core.sinks import MemorySink
+        from fourd_core.streaming import stream, stream_config, view_of, window_count
 
         source = open_video(str(video))
         self.eval()
         config = stream_config(self.recipe)
-        total = sum(1 for _ in windows(source.frame_count, config.window, config.step))
-        parts = track(stream(self, source, config), "predict", total)
-        return collect(parts, source.frame_count, round(limit_gb * 2**30))
+        rule = self.recipe.data.config if self.recipe is not None else None
+        source.intrinsics = getattr(rule, "pinhole", None)
+        view = view_of(rule if isinstance(rule, ViewConfig) else ViewConfig(), source.size, self.backbone.spec)
+        if queries is None:
+            points = queries_for(self.recipe.queries if self.recipe is not None else None, source, view)
+        else:
+            points = queries_from(queries, source, view)
+        sink = MemorySink(view, config.pixels, source.frame_count, round(limit_gb * 2**30))
+        total = window_count(self, source.frame_count, config)
+        for part in track(stream(self, source, view, config, points), "predict", total):
+            sink.put(part)
+        return Predictions(sink.whole)
 
 
 def build_component(section: ComponentConfig, seed: int, where: str, *arguments: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fourd_core import registry
-from fourd_core.data import CueMaps, Prediction, Tokens
+from fourd_core.data import Clip, CueMaps, Maps, Prediction, Tokens
 from fourd_core.interfaces import Memory, Metric, Objective, Result
 from fourd_core.testing import check_component, miniature
 
@@ -44,14 +44,14 @@ class Average(Memory):
     def __init__(self, config: Config, backbone: Any) -> None:
         super().__init__()
 
-    def initial(self, tokens: Tokens) -> Any:
+    def initial(self, tokens: Tokens, clip: Clip) -> Any:
         return {tap: item.values.mean(1) for tap, item in tokens.layers.items()}
 
-    def read(self, state: Any, tokens: Tokens) -> Tokens:
-        return tokens
+    def read(self, state: Any, tokens: Tokens, clip: Clip) -> tuple[Tokens, Clip]:
+        return tokens, clip
 
-    def update(self, state: Any, tokens: Tokens, prediction: Prediction, shift: int) -> Any:
-        return self.initial(tokens)
+    def update(self, state: Any, tokens: Tokens, clip: Clip, prediction: Prediction, shift: int) -> Any:
+        return self.initial(tokens, clip)
 
 
 class Copy(Objective):
@@ -203,11 +203,11 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("backbones", {"__init__": with_scale(misplaced)}, "default device"),
     ("backbones", {"__init__": with_scale(unseeded)}, "one seed differs"),
     ("heads", {"channels": property(lambda self: 5, lambda self, value: None)}, "not .*5"),
-    ("heads", {"unit": "px", **changed("forward", lambda p: Prediction(p.values))}, "announces the unit 'px'"),
-    ("heads", changed("forward", lambda p: Prediction(p.values - p.values.mean(0))), "batch of two"),
-    ("heads", changed("forward", lambda p: Prediction(p.values * float("nan"))), "not finite"),
-    ("heads", changed("forward", lambda p: Prediction(p.values[..., ::2])), "returns"),
-    ("heads", changed("forward", lambda p: Prediction(p.values * 0)), "no gradient reaches"),
+    ("heads", {"unit": "px", **changed("forward", lambda p: Maps(p.values))}, "announces the unit 'px'"),
+    ("heads", changed("forward", lambda p: Maps(p.values - p.values.mean(0))), "batch of two"),
+    ("heads", changed("forward", lambda p: Maps(p.values * float("nan"))), "not finite"),
+    ("heads", changed("forward", lambda p: Maps(p.values[..., ::2])), "returns"),
+    ("heads", changed("forward", lambda p: Maps(p.values * 0)), "no gradient reaches"),
     ("cues", {"kind": "disparity"}, "kind is 'disparity'"),
     ("cues", {"channels": 2}, "channels is 2 and its maps have 3"),
     ("cues", {"__call__": noisy}, "global random"),
@@ -219,7 +219,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("datasets", {"videos": lambda original: lambda self, split: []}, "has no video"),
     ("datasets", {"videos": lambda original: lambda self, split: original(self, "all")}, "in both train and held_out"),
     ("memories", changed("initial", lambda state: {}), "returns no tensors"),
-    ("memories", changed("read", lambda t: Tokens({0: t[0]})), "changes the taps"),
+    ("memories", changed("read", lambda seen: (Tokens({0: seen[0][0]}), seen[1])), "changes the taps"),
     ("memories", changed("update", lambda s: {t: v[:, :1] for t, v in s.items()}), "changes the state's form"),
     ("objectives", {"sample": noisy}, "global random"),
     ("objectives", {"forward": noisy}, "global random"),

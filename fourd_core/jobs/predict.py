@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import attrs
+import torch
+from torch import Tensor
 
+from fourd_core.data import Queries
 from fourd_core.errors import RecipeError, RunError
-from fourd_core.interfaces import Video
+from fourd_core.files import atomic
+from fourd_core.interfaces import Head, Video
 from fourd_core.jobs import Job
 from fourd_core.jobs.pictures import draw
 from fourd_core.media.arrays import ArrayStore
+from fourd_core.media.views import View
 from fourd_core.progress import track
+from fourd_core.queries import queries_for
 from fourd_core.run_folder import Run
-from fourd_core.streaming import StreamConfig, stream, windows
+from fourd_core.sinks import ArraySink
+from fourd_core.streaming import Position, StreamConfig, stream, view_of, window_count, windows_done
+
+SAVE_SECONDS, SMALL = 60.0, 2**20
+"""A place to go on from is saved this often, or after every window where it takes fewer bytes than `SMALL`."""
 
 
 class PredictJob(Job):
-    """Streams every video of the data through the system; a killed run goes on at the window where it was."""
+    """Streams every video of the data through the system; a killed run goes on where its last position was saved."""
 
     config: PredictConfig
 
@@ -31,16 +41,32 @@ class PredictJob(Job):
             raise RecipeError(f"[stages.{self.stage}] has nothing to predict: the data holds no video")
         if not self.system.heads:
             raise RecipeError(f"[stages.{self.stage}] has nothing to predict: the recipe has no [heads.NAME]")
+        self.config.steps(self.system.backbone.spec)
         for video in self.videos.values():
-            self.config.view_of(video.size, self.system.backbone.spec)
+            self._queries(video, self._view(video))
+
+    def _view(self, video: Video) -> View:
+        return view_of(self.data.view, video.size, self.system.backbone.spec)
+
+    def _queries(self, video: Video, view: View) -> Queries | None:
+        trackers = [name for name, head in self.system.heads.items() if cast(Head, head).tracks]
+        if not trackers:
+            return None
+        queries = queries_for(self.recipe.queries, video, view)
+        if queries is None:
+            raise RecipeError(
+                f"[heads.{trackers[0]}] follows points, and none are named; say which in [queries], for example "
+                "--set queries.grid=16"
+            )
+        return queries
 
     def run(self, run: Run) -> None:
         folder = run.stage_folder(self.stage)
         for name, video in self.videos.items():
-            view = self.config.view_of(video.size, self.system.backbone.spec)
+            view = self._view(video)
             store = self._open(folder / f"{name}.zarr", video, {"view": attrs.asdict(view)})
             if not store.complete:
-                self._predict(run, video, store)
+                self._predict(run, video, view, store)
             if self.config.npz:
                 store.export_npz(folder / f"{name}.npz")
             draw(store, video, view, folder, name, pictures=self.config.pictures, movie=self.config.movie)
@@ -56,25 +82,69 @@ class PredictJob(Job):
         attributes = store.attributes
         if any(attributes.get(key) != about[key] for key in ("video", "size", "frames")):
             raise RunError(f"{folder} was begun with another video than {video.name} is now; delete it or use --out")
-        if store.done and not store.complete and self.system.memories:
-            # What the memories knew in the middle of a video is not kept: such a video starts again.
-            shutil.rmtree(folder)
-            store = ArrayStore(folder, self.config.precision, about)
         return store
 
-    def _predict(self, run: Run, video: Video, store: ArrayStore) -> None:
+    def _predict(self, run: Run, video: Video, view: View, store: ArrayStore) -> None:
         config, name = self.config, PurePosixPath(video.name).name
-        parts = stream(self.system, video, config, store.done)
-        total = sum(1 for _ in windows(video.frame_count, config.window, config.step))
-        for part in track(parts, f"{self.stage} {name}", total, done=store.done // config.step):
-            for head, item in part.predictions.items():
-                store.append(head, item.values[0], unit=item.unit)
-            store.commit()
+        place = _Place(store)
+        position = place.load(self.system.device)
+        sink = ArraySink(store, view, config.pixels)
+        queries = self._queries(video, view)
+        parts = stream(self.system, video, view, config, queries, position)
+        total = window_count(self.system, video.frame_count, config)
+        done = windows_done(self.system, video.frame_count, config, position)
+        for part in track(parts, f"{self.stage} {name}", total, done=done):
+            predictions = sink.put(part)
+            place.save(part.position)
             run.hooks.window_finished(
                 run=run, stage=self.stage, video=video.name, first_frame=part.first,
-                last_frame=part.first + part.frames - 1, predictions=part.predictions,
+                last_frame=part.first + part.frames - 1, predictions=predictions,
             )  # fmt: skip
         store.finish()
+        place.forget()
+
+
+class _Place:
+    """Where a killed run goes on in a video, beside the arrays that were finished until there."""
+
+    def __init__(self, store: ArrayStore) -> None:
+        self._store = store
+        self._path = store.folder.with_suffix(".position.pt")
+        self._saved = time.monotonic()
+
+    def load(self, device: torch.device) -> Position:
+        """The saved position, or the beginning."""
+        if not self._path.exists():
+            self._store.truncate(0)
+            return Position()
+        kept = torch.load(self._path, map_location=device, weights_only=True)
+        self._store.truncate(self._store.done if kept["reverse"] else kept["start"])
+        return Position(**kept)
+
+    def save(self, position: Position | None) -> None:
+        """Keep the position, unless it is large and one was saved a moment ago."""
+        if position is None:
+            return
+        kept = {field.name: getattr(position, field.name) for field in attrs.fields(Position)}
+        now = time.monotonic()
+        if size_of(kept) > SMALL and now - self._saved < SAVE_SECONDS:
+            return
+        self._store.commit()
+        with atomic(self._path) as temporary:
+            torch.save(kept, temporary)
+        self._saved = now
+
+    def forget(self) -> None:
+        """The video is finished."""
+        self._path.unlink(missing_ok=True)
+
+
+def size_of(state: Any) -> int:
+    """Bytes of all tensors in nested dicts, lists and tuples."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    items = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(size_of(item) for item in items)
 
 
 def named(videos: Iterable[Video]) -> dict[str, Video]:

@@ -86,7 +86,7 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
         values: Shaped[Tensor, "t ..."],
         *,
         unit: str = "1",
-        description: str = "",
+        kind: str = "",
         axes: str = "t c h w",
     ) -> None:
         """Add frames at the end of an array, which is created at its first frames.
@@ -98,13 +98,33 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
         rows = self._to_numpy(name, values)
         with disk_errors(self.folder):
             if name not in self._arrays:
-                self._arrays[name] = self._create(name, rows, axes, {"unit": unit, "description": description})
+                self._arrays[name] = self._create(name, rows, axes, {"unit": unit, "kind": kind})
             array = self._arrays[name]
             if array.shape[1:] != rows.shape[1:]:
                 raise ValueError(f"'{name}' has frames of shape {array.shape[1:]}, not {rows.shape[1:]}")
             start = array.shape[0]
             self._resize(array, start + len(rows))
             array[start:] = rows
+
+    def patch(self, name: str, first: int, values: Shaped[Tensor, "t ..."], *, unit: str, kind: str, axes: str) -> None:
+        """Write over frames that are there; an array that is not there yet is made for all of them.
+
+        Raises:
+            RunError: the disk is full; a number is too large for float16.
+        """
+        rows = self._to_numpy(name, values)
+        with disk_errors(self.folder):
+            if name not in self._arrays:
+                self._arrays[name] = self._create(name, rows, axes, {"unit": unit, "kind": kind})
+                self._resize(self._arrays[name], int(self.attributes.get("frames", self.done)))
+            self._arrays[name][first : first + len(rows)] = rows
+
+    def truncate(self, frames: int) -> None:
+        """Drop the frames from `frames` on."""
+        with disk_errors(self.folder):
+            for array in self._arrays.values():
+                self._resize(array, min(frames, array.shape[0]))
+            self._group.update_attributes({"done": min(frames, self.done)})
 
     def commit(self) -> None:
         """Make all frames so far survive a kill.

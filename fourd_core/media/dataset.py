@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import attrs
 import fsspec
 import torch
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
 from fourd_core.errors import MediaError
@@ -15,6 +16,7 @@ from fourd_core.interfaces import Dataset, Split, Video
 from fourd_core.media.cache import FrameCache
 from fourd_core.media.locations import find
 from fourd_core.media.video import open_source
+from fourd_core.media.views import ViewConfig
 from fourd_core.media.writers import encode_png
 from fourd_core.progress import track
 from fourd_core.recipe import Location
@@ -27,6 +29,7 @@ class VideoSlice(Video):
         self.name = f"{video.name}[{start}:{stop}]"
         self.frame_count = stop - start
         self.size = video.size
+        self.intrinsics = video.intrinsics
         self._video = video
         self._start = start
 
@@ -48,9 +51,9 @@ class VideoSlice(Video):
 class VideoFiles(Dataset):
     """Video files, folders of frames and glob patterns; the last part of each video is held out."""
 
-    @attrs.frozen
-    class Config:
-        """Which videos, and how they are split."""
+    @attrs.frozen(kw_only=True)
+    class Config(ViewConfig):
+        """Which videos, how they are split, and how a network sees them."""
 
         video: Location
         """A video file, a folder of pictures (one video) or of videos, or a glob pattern of files or such folders.
@@ -67,6 +70,24 @@ class VideoFiles(Dataset):
         """Frames per second of pictures; video files state their own."""
         cache_mb: int = attrs.field(default=512, validator=attrs.validators.ge(0))
         """Megabytes of decoded frames that each process may keep."""
+        intrinsics: tuple[float, float, float, float] | None = attrs.field(default=None)
+        """fx, fy, cx, cy of every video's camera where they are known, in pixels; the centre of the top left pixel is
+        (0.5, 0.5), so that a centred camera has cx = width / 2."""
+
+        @intrinsics.validator
+        def _(self, attribute: object, value: tuple[float, ...] | None) -> None:
+            if value is not None and not (all(map(math.isfinite, value)) and min(value[:2]) > 0):
+                raise ValueError(
+                    f"intrinsics are fx, fy, cx, cy: finite numbers, fx and fy positive, not {list(value)}"
+                )
+
+        @property
+        def pinhole(self) -> Float[Tensor, "3 3"] | None:
+            """`intrinsics` as a matrix."""
+            if self.intrinsics is None:
+                return None
+            fx, fy, cx, cy = self.intrinsics
+            return torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
         @held_out.validator
         def _(self, attribute: object, value: float) -> None:
@@ -84,7 +105,7 @@ class VideoFiles(Dataset):
         return cls.Config(video=Location("memory://fourd-example"))
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config = self.view = config
         self._cache = FrameCache(config.cache_mb * 2**20)
         self._splits: dict[Split, list[Video]] = {}
 
@@ -101,7 +122,10 @@ class VideoFiles(Dataset):
     def _open(self) -> list[Video]:
         sources = [source for location in (self.config.video, *self.config.more) for source in find(location)]
         opened = track(sources, "indexing videos", len(sources)) if len(sources) > 1 else sources
-        return [open_source(source, self._cache, self.config.frame_rate) for source in opened]
+        videos = [open_source(source, self._cache, self.config.frame_rate) for source in opened]
+        for video in videos:
+            video.intrinsics = self.config.pinhole
+        return videos
 
     def _parts(self, split: Split) -> list[Video]:
         if split == "held_out" and self.config.held_out == 0:

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 Size = tuple[int, int]
-Rule = Literal["short_side", "center", "exact", "original"]
+Rule = Literal["short_side", "center", "resize", "original"]
 
 
 @attrs.frozen
@@ -68,6 +68,27 @@ class View:
         """Flow in pixels of the view as flow in pixels of the video, on the same grid."""
         return flow / flow.new_tensor(self.scale).view(2, 1, 1)
 
+    def visible(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The part of the video's frame that the view shows: its corners (x, y), top left and bottom right."""
+        ends = torch.tensor([[0.0, 0.0], [self.size[1], self.size[0]]])
+        (left, top), (right, bottom) = self.to_video(ends).tolist()
+        return (left, top), (min(right, float(self.video_size[1])), min(bottom, float(self.video_size[0])))
+
+    def intrinsics_to_view(self, intrinsics: Float[Tensor, "*t 3 3"]) -> Float[Tensor, "*t 3 3"]:
+        """Pinhole matrices in pixels of the video as such in pixels of the view."""
+        seen: Tensor = self._pixel_map(intrinsics) @ intrinsics
+        return seen
+
+    def intrinsics_to_video(self, intrinsics: Float[Tensor, "*t 3 3"]) -> Float[Tensor, "*t 3 3"]:
+        """Pinhole matrices in pixels of the view as such in pixels of the video."""
+        back: Tensor = torch.linalg.inv(self._pixel_map(intrinsics)) @ intrinsics
+        return back
+
+    def _pixel_map(self, like: Tensor) -> Float[Tensor, "3 3"]:
+        """Homogeneous positions in the video to positions in the view."""
+        (sx, sy), (top, left) = self.scale, self.corner
+        return like.new_tensor([[sx, 0, -left], [0, sy, -top], [0, 0, 1]])
+
     def restore(self, maps: Float[Tensor, "*t c y x"], fill: float = float("nan")) -> Float[Tensor, "*t c h w"]:
         """Maps over the view as maps at the video's pixels, bilinear; `fill` where the view shows nothing.
 
@@ -112,44 +133,40 @@ def original(video_size: Size, multiple: Size = (1, 1)) -> View:
     return View(video_size, resized=video_size, size=size)
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class ViewConfig:
-    """How a recipe says what the network sees of a frame."""
+    """How a recipe says what the network sees of a frame; a part of the section `[data]`."""
 
-    rule: Rule = "short_side"
-    """short_side: all of the frame; center: its middle square; exact: `height` by `width`; original: no resizing."""
+    view: Rule = "short_side"
+    """short_side: all of the frame, its shorter side at `pixels`; center: its middle square of `pixels`; resize: all of
+    the frame at `height` by `width`, whatever becomes of its proportions; original: no resizing."""
     pixels: int = attrs.field(default=224, validator=attrs.validators.gt(0))
-    """The shorter side (short_side) or the square's side (center); every side is rounded to what the backbone accepts,
-    which may change the proportions by a few percent."""
+    """The shorter side (short_side) or the square's side (center, resize); every side is rounded to what the backbone
+    accepts, which may change the proportions by a few percent."""
     height: int | None = None
-    """Rows, for the rule exact."""
+    """Rows, for the view resize; none: `pixels`."""
     width: int | None = None
-    """Columns, for the rule exact."""
+    """Columns, for the view resize; none: `pixels`."""
 
     def __attrs_post_init__(self) -> None:
-        given = (self.height is not None) + (self.width is not None)
-        if self.rule == "exact" and given < 2:
-            raise ValueError('the rule "exact" needs height and width')
-        if self.rule != "exact" and given:
-            raise ValueError(f'height and width belong to the rule "exact", not to "{self.rule}"')
+        if self.view != "resize" and (self.height, self.width) != (None, None):
+            raise ValueError(f'height and width belong to the view "resize", not to "{self.view}"')
         if min(self.height or 1, self.width or 1) < 1:
             raise ValueError("height and width must be above 0")
 
-    def view(self, video_size: Size, multiple: Size = (1, 1)) -> View:
+    def view_of(self, video_size: Size, multiple: Size = (1, 1)) -> View:
         """The view of a video of this size for a backbone that takes multiples of `multiple` (rows, columns).
 
         Raises:
-            ValueError: an exact size that is no multiple.
+            ValueError: a stated size that is no multiple.
         """
-        if self.rule == "short_side":
+        if self.view == "short_side":
             return short_side(video_size, self.pixels, multiple)
-        if self.rule == "center":
+        if self.view == "center":
             return center(video_size, self.pixels, multiple)
-        if self.rule == "original":
+        if self.view == "original":
             return original(video_size, multiple)
-        assert self.height is not None
-        assert self.width is not None
-        size = self.height, self.width
+        size = self.height or self.pixels, self.width or self.pixels
         if size != _rounded(size, multiple):
             near = _rounded(size, multiple)
             raise ValueError(f"height and width must be multiples of {multiple}: {size} is not, {near} would be")

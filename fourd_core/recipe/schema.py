@@ -63,6 +63,28 @@ class StageConfig:
     """An instance of the job's attrs class."""
 
 
+@attrs.frozen
+class QueriesConfig:
+    """A section `[queries]`: the points that tracking heads follow, in frames and pixels of each video."""
+
+    grid: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    """So many points along each side of the frame, evenly, in each of `frames`."""
+    frames: tuple[int, ...] = attrs.field(default=(0,), validator=attrs.validators.min_len(1))
+    """Frames in which the grid is laid; negative numbers count from the end."""
+    mask: Location | None = None
+    """A picture: of the grid, only the points where it is not black."""
+    points: tuple[tuple[float, float, float], ...] = ()
+    """Single points: frame, x, y; the centre of the top left pixel is (0.5, 0.5)."""
+    file: Location | None = None
+    """A text file with one `frame,x,y` a line."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.grid is None and not self.points and self.file is None:
+            raise ValueError("no point is named: set grid, points or file")
+        if self.mask is not None and self.grid is None:
+            raise ValueError("mask chooses among the points of a grid: set grid too")
+
+
 def _check_names(_instance: object, _field: object, value: dict[str, Any]) -> None:
     # The names become file names and parts of parameter names.
     for name in value:
@@ -127,5 +149,7 @@ class Recipe:
     """`[cues.NAME]`: teachers' views of the video."""
     data: ComponentConfig = component("datasets", use="video")
     """`[data]`: the videos; without `use` it is one video, `video = "..."`."""
+    queries: QueriesConfig | None = None
+    """`[queries]`: the points that tracking heads follow."""
     stages: dict[str, StageConfig] = attrs.field(factory=dict, validator=_check_names)
     """`[stages.NAME]`: what is done, in the file's order."""

@@ -7,6 +7,7 @@
 Each check builds the class from `cls.example()` and raises an AssertionError with a sentence. A class may help with
     example()          a small Config
     example_spec()     heads and memories: the BackboneSpec they are built on (else `miniature.Patches.spec`)
+    example_head(spec) memories: a head that they serve (else `miniature.Pixels`)
     example_system()   objectives and metrics: the System they work on (else `miniature.Miniature()`)
     example_data()     objectives and metrics: the Dataset they work on (else `miniature.Textures()`)
 To keep discovery hermetic in a test, set the environment variable `FOURD_PLUGINS` to "" (or to the plugins wanted).

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fourd_core.data import Clip, CueMaps, Prediction, TokenMap, Tokens
+from fourd_core.data import Clip, CueMaps, Maps, TokenMap, Tokens
 from fourd_core.interfaces import (
     Backbone,
     BackboneSpec,
@@ -119,11 +119,11 @@ class Pixels(Head):
         self.taps = (0, backbone.tap(-1))
         self.project = nn.Conv2d(sum(backbone.taps[tap].dim for tap in self.taps), config.channels, 1)
 
-    def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
+    def forward(self, tokens: Tokens, clip: Clip) -> Maps:
         """Features of each pixel."""
         maps = self.project(torch.cat([tokens[tap].as_maps().flatten(0, 1) for tap in self.taps], 1))
         values = F.interpolate(maps, clip.size, mode="bilinear")
-        return Prediction(values.reshape(*clip.frames.shape[:2], *values.shape[1:]), self.unit)
+        return Maps(values.reshape(*clip.frames.shape[:2], *values.shape[1:]), unit=self.unit)
 
 
 class Colours(CueProvider):

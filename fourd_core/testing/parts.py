@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from fourd_core.data import Clip, CueMaps, Grid, Prediction, TokenMap, Tokens
+from fourd_core.data import Cameras, Clip, CueMaps, Grid, Maps, Prediction, Queries, TokenMap, Tokens, Tracks
 from fourd_core.interfaces import Backbone, BackboneSpec, CueProvider, Head, Memory
 from fourd_core.testing import miniature
 from fourd_core.testing.form import (
@@ -100,7 +100,16 @@ def _example_tokens(spec: BackboneSpec, taps: tuple[int, ...], clip: Clip) -> To
 def _part(tokens: Tokens, clip: Clip, i: int) -> tuple[Tokens, Clip]:
     """Sample `i` as a batch of one."""
     layers = {tap: TokenMap(item.values[i : i + 1], item.grid) for tap, item in tokens.layers.items()}
-    return Tokens(layers), Clip(clip.frames[i : i + 1], None if clip.times is None else clip.times[i : i + 1])
+    times = None if clip.times is None else clip.times[i : i + 1]
+    queries = None if clip.queries is None else clip.queries.map(lambda tensor: tensor[i : i + 1])
+    return Tokens(layers), Clip(clip.frames[i : i + 1], times, queries=queries)
+
+
+def _with_queries(clip: Clip) -> Clip:
+    """Three points in each sample, named in different frames."""
+    b, t, _, h, w = clip.frames.shape
+    xy = torch.rand(b, 3, 2, generator=generator(5)) * torch.tensor([w, h])
+    return attrs.evolve(clip, queries=Queries(torch.tensor([0, t // 2, t - 1]).expand(b, -1), xy))
 
 
 def check_head(cls: type[Head]) -> None:
@@ -113,24 +122,41 @@ def check_head(cls: type[Head]) -> None:
     expect(inside, f"{name}.taps = {head.taps}: non-negative numbers below {len(spec.taps)} (BackboneSpec.tap helps)")
     t, h, w = spec.multiple
     clip = example_clip(2, 2 * t, 3 * h, 4 * w)
+    clip = _with_queries(clip) if head.tracks else clip
     tokens = _example_tokens(spec, head.taps, clip)
     prediction = head(tokens, clip)
     _check_prediction(name, head, prediction, clip)
     with torch.no_grad():
-        parts = torch.cat([head(*_part(tokens, clip, i)).values for i in range(2)])
-    same(prediction.values.detach(), parts, f"{name}: a batch of two is not two batches of one")
+        single = [head(*_part(tokens, clip, i)).tensors() for i in range(2)]
+    for field, tensor in prediction.tensors().items():
+        parts = torch.cat([part[field] for part in single])
+        same(tensor.detach(), parts, f"{name}: a batch of two is not two batches of one")
     trainable = {key: p for key, p in head.named_parameters() if p.requires_grad}
+    numbers = [tensor for tensor in prediction.tensors().values() if tensor.requires_grad]
     if trainable:
-        prediction.values.square().sum().backward()
+        sum((tensor.square().sum() for tensor in numbers), torch.zeros(())).backward()
         check_gradients(name, trainable)
 
 
 def _check_prediction(name: str, head: Head, prediction: Prediction, clip: Clip) -> None:
     b, t, _, h, w = clip.frames.shape
-    shape, found = (b, t, head.channels, h, w), tuple(prediction.values.shape)
-    expect(found == shape, f"{name} returns {found} for a clip of {h} x {w} pixels, not {shape} (b t channels h w)")
+    shapes: dict[str, tuple[int, ...]] = {}
+    if isinstance(prediction, Maps):
+        shapes = {"values": (b, t, head.channels, h, w)}
+    elif isinstance(prediction, Cameras):
+        shapes = {"world_from_cam": (b, t, 4, 4), "intrinsics": (b, t, 3, 3)}
+    elif isinstance(prediction, Tracks):
+        n = clip.queries.count if clip.queries is not None else 0
+        shapes = {"xy": (b, t, n, 2), "visibility": (b, t, n), "live": (b, t, n), "depth": (b, t, n)}
+    tensors = prediction.tensors()
+    for field, shape in shapes.items():
+        if field not in tensors:  # a tracker need not know depth
+            continue
+        found = tuple(tensors[field].shape)
+        expect(found == shape, f"{name} returns {field} {found} for a clip of {h} x {w} pixels, not {shape} (b t ...)")
+        expect(tensors[field].isfinite().all(), f"{name} returns numbers that are not finite")
+    expect(head.tracks == isinstance(prediction, Tracks), f"{name}.tracks says whether it answers with Tracks")
     expect(prediction.unit == head.unit, f"{name} announces the unit {head.unit!r} and returns {prediction.unit!r}")
-    expect(prediction.values.isfinite().all(), f"{name} returns numbers that are not finite")
 
 
 def check_memory(cls: type[Memory]) -> None:
@@ -139,30 +165,36 @@ def check_memory(cls: type[Memory]) -> None:
     spec, name = _example_spec(cls), cls.__name__
     memory = build(cls, cls.example(), spec)
     t, h, w = spec.multiple
-    clip = example_clip(2, 4 * t, 3 * h, 4 * w)
+    clip = _with_queries(example_clip(2, 4 * t, 3 * h, 4 * w))
+    head = _head_of(cls, spec)
     tokens = _example_tokens(spec, (0, len(spec.taps) - 1), clip)
-    prediction = Prediction(torch.rand(2, 4 * t, 1, 3 * h, 4 * w, generator=generator(1)))
     with torch.no_grad():
-        state = memory.initial(tokens)
+        state = memory.initial(tokens, clip)
         form = _form(state)
         expect(form, f"{name}.initial returns no tensors: {state!r}")
-        for shift in (t, 4 * t):
-            seen = memory.read(state, tokens)
+        for shift in (t, 2 * t):
+            seen, shown = memory.read(state, tokens, clip)
             expect(sorted(seen.layers) == sorted(tokens.layers), f"{name}.read changes the taps")
             for tap, item in tokens.layers.items():
                 same = seen[tap].values.shape == item.values.shape and seen[tap].grid == item.grid
                 expect(same, f"{name}.read changes the shape of tap {tap}")
                 expect(seen[tap].values.isfinite().all(), f"{name}.read: tap {tap} has numbers that are not finite")
-            state = memory.update(state, tokens, prediction, shift)
+            state = memory.update(state, tokens, clip, head(seen, shown), shift)
             expect(_form(state) == form, f"{name}.update changes the state's form: {form} became {_form(state)}")
+
+
+def _head_of(cls: type[Any], spec: BackboneSpec) -> Head:
+    """The head that the memory serves: of its own making, or one of the contract tests' heads."""
+    head: Head = (
+        cls.example_head(spec) if hasattr(cls, "example_head") else miniature.Pixels(miniature.Pixels.Config(), spec)
+    )
+    return head.eval()
 
 
 def _form(state: Any) -> list[tuple[Any, ...]]:
     """Shapes, types and devices of all tensors in a nested state."""
     if isinstance(state, Tensor):
         return [(tuple(state.shape), state.dtype, state.device)]
-    if attrs.has(type(state)):
-        state = attrs.asdict(state, recurse=False)
     items = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
     return [entry for item in items for entry in _form(item)]
 

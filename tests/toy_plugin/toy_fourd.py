@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from fourd_core.data import Clip, CueMaps, Prediction, TokenMap, Tokens
+from fourd_core.data import Clip, CueMaps, Maps, Prediction, TokenMap, Tokens
 from fourd_core.interfaces import (
     Backbone,
     BackboneSpec,
@@ -68,9 +68,9 @@ class LinearHead(Head):
         self.taps = (backbone.tap(config.tap),)
         self.linear = nn.Linear(backbone.taps[self.taps[0]].dim, 1)
 
-    def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
+    def forward(self, tokens: Tokens, clip: Clip) -> Maps:
         maps = TokenMap(self.linear(tokens[self.taps[0]].values), tokens[self.taps[0]].grid).as_maps()
-        return Prediction(maps.repeat_interleave(PATCH, -2).repeat_interleave(PATCH, -1), self.unit)
+        return Maps(maps.repeat_interleave(PATCH, -2).repeat_interleave(PATCH, -1), unit=self.unit)
 
 
 class RunningAverage(Memory):
@@ -87,18 +87,19 @@ class RunningAverage(Memory):
         super().__init__()
         self.weight = config.weight
 
-    def initial(self, tokens: Tokens) -> dict[int, Tensor]:
+    def initial(self, tokens: Tokens, clip: Clip) -> dict[int, Tensor]:
         return {tap: item.values.mean(1, keepdim=True) for tap, item in tokens.layers.items()}
 
-    def read(self, state: dict[int, Tensor], tokens: Tokens) -> Tokens:
-        return Tokens(
-            {
-                tap: TokenMap(torch.lerp(item.values, state[tap], self.weight), item.grid)
-                for tap, item in tokens.layers.items()
-            }
-        )
+    def read(self, state: dict[int, Tensor], tokens: Tokens, clip: Clip) -> tuple[Tokens, Clip]:
+        mixed = {
+            tap: TokenMap(torch.lerp(item.values, state[tap], self.weight), item.grid)
+            for tap, item in tokens.layers.items()
+        }
+        return Tokens(mixed), clip
 
-    def update(self, state: dict[int, Tensor], tokens: Tokens, prediction: Prediction, shift: int) -> dict[int, Tensor]:
+    def update(
+        self, state: dict[int, Tensor], tokens: Tokens, clip: Clip, prediction: Prediction, shift: int
+    ) -> dict[int, Tensor]:
         return {tap: torch.lerp(old, tokens[tap].values.mean(1, keepdim=True), 0.5) for tap, old in state.items()}
 
 

@@ -9,7 +9,7 @@ import attrs
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fourd_core.data import Clip, Prediction, Tokens
+from fourd_core.data import Clip, Maps, Tokens
 from fourd_core.interfaces import BackboneSpec, Head, PretrainedWeights
 from fourd_core.recipe import Location
 from fourd_core.weights import load_weights, read_state_dict
@@ -86,14 +86,14 @@ class PixelDecoder(Head):
         advice = f"It is a decoder with {found}: set these, or take another file" if found else ""
         load_weights(self, state, location=self.config.weights, ignore_prefixes=OTHER_PARTS, advice=advice)
 
-    def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
+    def forward(self, tokens: Tokens, clip: Clip) -> Maps:
         """Features of every pixel, at the clip's own size, with mean 0 and variance 1 over the channels."""
         maps = [tokens[tap].as_maps() for tap in self.taps]
         b, t = maps[0].shape[:2]
         decoded = self.latent_head([m.flatten(0, 1) for m in maps], clip.size)
         # Channels lie innermost in memory all the way from the tokens, so that this permutation moves nothing.
         normed = self.fnorm(decoded.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return Prediction(normed.unflatten(0, (b, t)))
+        return Maps(normed.unflatten(0, (b, t)))
 
 
 class FusionDecoder(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from fourd_lila.objective import LILA
 from torch import Tensor, nn
 
-from fourd_core.data import Clip, CueMaps, Prediction, TokenMap, Tokens
+from fourd_core.data import Clip, CueMaps, Maps, TokenMap, Tokens
 from fourd_core.interfaces import Backbone, BackboneSpec, CueProvider, Dataset, Head, TapSpec, Video
 from fourd_core.system import System
 
@@ -99,12 +99,12 @@ class OneLayer(Head):
         super().__init__()
         self.project = nn.Conv2d(16, self.channels, 1)
 
-    def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
+    def forward(self, tokens: Tokens, clip: Clip) -> Maps:
         maps = torch.cat(
             [F.interpolate(tokens[t].as_maps().flatten(0, 1), clip.size, mode="bilinear") for t in self.taps], 1
         )
         values = F.layer_norm(self.project(maps).movedim(1, -1), (self.channels,)).movedim(-1, 1)
-        return Prediction(values.unflatten(0, clip.frames.shape[:2]))
+        return Maps(values.unflatten(0, clip.frames.shape[:2]))
 
 
 class TinySystem(System):

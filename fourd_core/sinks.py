@@ -1,0 +1,207 @@
+"""Where finished frames go: into arrays on disk, or into the memory of a short video.
+
+Tracks become whole here: their depth takes the unit of the depth maps, they are lifted into the world, and the second
+pass's frames join those of the first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fourd_core.data import Cameras, Maps, Prediction, Predictions, Tracks
+from fourd_core.errors import RunError
+from fourd_core.geometry import transform, unproject
+from fourd_core.media.arrays import ArrayStore
+from fourd_core.media.views import View
+from fourd_core.placement import Pixels
+from fourd_core.stitching import where_live
+from fourd_core.streaming import Finished
+
+SEEN = 0.5
+"""Probability from which a tracked point counts as visible."""
+
+
+class Sink(ABC):
+    """Takes finished frames: those of the first pass in order, those of the second anywhere.
+
+    Args:
+        view: how the network saw the video.
+        pixels: the grid on which the maps arrive.
+    """
+
+    def __init__(self, view: View, pixels: Pixels) -> None:
+        self._view, self._pixels = view, pixels
+
+    def put(self, part: Finished) -> Predictions:
+        """Keep a part; returns it as it is kept."""
+        stop = part.first + part.frames
+        known = {**(self._read_all(part.first, stop) if part.reverse else {}), **part.predictions}
+        depth = next((item for item in known.values() if isinstance(item, Maps) and item.kind == "depth"), None)
+        cameras = next((item for item in known.values() if isinstance(item, Cameras)), None)
+        whole: dict[str, Prediction] = {}
+        for name, item in part.predictions.items():
+            whole[name] = item
+            if isinstance(item, Tracks):
+                tracks = self._lifted(item, depth, cameras)
+                before = self._read(name, part.first, stop) if part.reverse else None
+                whole[name] = where_live(before, tracks) if isinstance(before, Tracks) else tracks
+        for name, item in whole.items():
+            (self._patch if part.reverse else self._append)(name, item, part.first)
+        return Predictions(whole)
+
+    def _read_all(self, start: int, stop: int) -> dict[str, Prediction]:
+        found = {name: self._read(name, start, stop) for name in self._names()}
+        return {name: item for name, item in found.items() if item is not None}
+
+    def _lifted(self, tracks: Tracks, depth: Maps | None, cameras: Cameras | None) -> Tracks:
+        if depth is not None and tracks.depth is not None:
+            z = tracks.depth * self._scale(tracks, depth)[:, None, None]
+            tracks = attrs.evolve(tracks, depth=z, unit=depth.unit)
+            if cameras is not None:
+                points = unproject(tracks.xy, z, cameras.intrinsics[:, :, None])
+                world = transform(cameras.world_from_cam[:, :, None], points)
+                tracks = attrs.evolve(tracks, xyz_camera=points, xyz=world)
+        return _silent_where_not_live(tracks)
+
+    def _scale(self, tracks: Tracks, depth: Maps) -> Float[Tensor, " b"]:
+        """By how much the maps' depth exceeds the tracks' own: the median over what is visible in these frames."""
+        assert tracks.depth is not None
+        xy = tracks.xy if self._pixels == "video" else self._view.to_view(tracks.xy)
+        dense = sample_nearest(depth.values[:, :, 0], xy)
+        ratio = dense / tracks.depth
+        usable = tracks.live & ratio.isfinite() & (dense > 0) & (tracks.depth > 0)
+        seen = usable & (tracks.visibility > SEEN)
+        chosen = torch.where(seen.flatten(1).any(1)[:, None, None], seen, usable)
+        median = torch.where(chosen, ratio, torch.nan).flatten(1).nanmedian(1).values
+        return median.nan_to_num(1.0)
+
+    @abstractmethod
+    def _names(self) -> Iterator[str]:
+        """The predictions that are kept."""
+
+    @abstractmethod
+    def _append(self, name: str, item: Prediction, first: int) -> None: ...
+
+    @abstractmethod
+    def _patch(self, name: str, item: Prediction, first: int) -> None: ...
+
+    @abstractmethod
+    def _read(self, name: str, start: int, stop: int) -> Prediction | None: ...
+
+
+def sample_nearest(maps: Float[Tensor, "b t h w"], xy: Float[Tensor, "b t n 2"]) -> Float[Tensor, "b t n"]:
+    """The number of the pixel in which each point lies; NaN outside the map."""
+    h, w = maps.shape[-2:]
+    column, row = xy.nan_to_num(-1.0).floor().long().unbind(-1)
+    inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
+    place = row.clamp(0, h - 1) * w + column.clamp(0, w - 1)
+    return maps.flatten(2).gather(2, place).masked_fill(~inside, torch.nan)
+
+
+def _silent_where_not_live(tracks: Tracks) -> Tracks:
+    """NaN, and not visible, where the tracker says nothing."""
+
+    def hide(name: str, tensor: Tensor) -> Tensor:
+        silent = ~tracks.live.reshape(tracks.live.shape + (1,) * (tensor.ndim - 3))
+        return tensor.masked_fill(silent, 0.0 if name == "visibility" else torch.nan)
+
+    return tracks.with_tensors({name: hide(name, x) for name, x in tracks.tensors().items() if name != "live"})
+
+
+class ArraySink(Sink):
+    """Into the arrays of a store: maps under the head's name, other predictions under `head.field`."""
+
+    def __init__(self, store: ArrayStore, view: View, pixels: Pixels) -> None:
+        super().__init__(view, pixels)
+        self._store = store
+
+    def _names(self) -> Iterator[str]:
+        return iter(dict.fromkeys(array.partition(".")[0] for array in self._store))
+
+    def _append(self, name: str, item: Prediction, first: int) -> None:
+        for array, tensor, facts in _arrays(name, item):
+            self._store.append(array, tensor, unit=item.unit, **facts)
+
+    def _patch(self, name: str, item: Prediction, first: int) -> None:
+        for array, tensor, facts in _arrays(name, item):
+            self._store.patch(array, first, tensor, unit=item.unit, **facts)
+
+    def _read(self, name: str, start: int, stop: int) -> Prediction | None:
+        return read_prediction(self._store, name, start, stop)
+
+
+def read_prediction(store: ArrayStore, name: str, start: int, stop: int) -> Prediction | None:
+    """Frames `start .. stop - 1` of what a head predicted, from the arrays of a run; None where there is nothing."""
+
+    def tensor(array: str) -> Tensor:
+        values = torch.from_numpy(store[array][start:stop])[None]
+        return values.float() if values.is_floating_point() else values
+
+    if name in store:
+        facts: dict[str, Any] = dict(store[name].attrs)
+        return Maps(tensor(name), kind=facts["kind"], unit=facts["unit"])
+    fields = [array.partition(".")[2] for array in store if array.startswith(f"{name}.")]
+    if not fields:
+        return None
+    tensors: dict[str, Any] = {field: tensor(f"{name}.{field}") for field in fields}
+    unit = str(store[f"{name}.{fields[0]}"].attrs["unit"])
+    return Cameras(**tensors, unit=unit) if "world_from_cam" in fields else Tracks(**tensors, unit=unit)
+
+
+def _arrays(name: str, item: Prediction) -> Iterator[tuple[str, Tensor, dict[str, str]]]:
+    axes = {"values": "t c h w", "world_from_cam": "t row column", "intrinsics": "t row column"}
+    for field, tensor in item.tensors().items():
+        kind = item.kind if isinstance(item, Maps) else field
+        array = name if isinstance(item, Maps) else f"{name}.{field}"
+        yield array, tensor[0], {"kind": kind, "axes": axes.get(field, "t n" if tensor.ndim == 3 else "t n c")}
+
+
+class MemorySink(Sink):
+    """Into the CPU's memory.
+
+    Args:
+        frame_count: of the video.
+        limit: bytes that all predictions together may take.
+    """
+
+    def __init__(self, view: View, pixels: Pixels, frame_count: int, limit: int) -> None:
+        super().__init__(view, pixels)
+        self._frame_count, self._limit = frame_count, limit
+        self.whole: dict[str, Prediction] = {}
+
+    def _names(self) -> Iterator[str]:
+        return iter(self.whole)
+
+    def _append(self, name: str, item: Prediction, first: int) -> None:
+        if name not in self.whole:
+            self.whole[name] = self._room(item)
+        target = self.whole[name].tensors()
+        for field, tensor in item.tensors().items():
+            target[field][:, first : first + item.frame_count] = tensor
+
+    _patch = _append
+
+    def _read(self, name: str, start: int, stop: int) -> Prediction | None:
+        return self.whole[name].frames(start, stop) if name in self.whole else None
+
+    def _room(self, item: Prediction) -> Prediction:
+        """The prediction with room for every frame of the video.
+
+        Raises:
+            RunError: together they would take more than the limit.
+        """
+        self._limit -= sum(tensor[:, :1].nbytes for tensor in item.tensors().values()) * self._frame_count
+        if self._limit < 0:
+            raise RunError(
+                f"the predictions of {self._frame_count} frames would take too much memory, by "
+                f"{-self._limit / 2**30:.1f} GB; write them to disk by a predict stage of `fourd run`, use a smaller "
+                'view, or set pixels = "view"'
+            )
+        return item.map(lambda x: x.new_zeros(x.shape[0], self._frame_count, *x.shape[2:], device="cpu"))

@@ -1,0 +1,72 @@
+"""Thousands of queried points through a head that tracks: in groups that fit into the memory at hand."""
+
+from __future__ import annotations
+
+import os
+from typing import cast
+
+import attrs
+import torch
+
+from fourd_core.data import Clip, Tokens, Tracks
+from fourd_core.errors import RecipeError
+from fourd_core.interfaces import Head, Memory, State
+
+SHARE = 0.25
+"""Of the free memory, what a group of points may take."""
+LARGEST = 1024
+"""Points in a group at most: more gain nothing."""
+
+
+def track(
+    name: str, head: Head, memory: Memory | None, tokens: Tokens, clip: Clip, states: list[State], shift: int | None
+) -> tuple[Tracks, list[State]]:
+    """One window of a head that tracks.
+
+    Args:
+        name: of the head, for the message.
+        states: of the memory, one for each group of points; empty before the first window.
+        shift: as in `System.step`.
+    Returns:
+        the tracks of all points, and the memory's states for the next window.
+    Raises:
+        RecipeError: nobody said which points.
+    """
+    if clip.queries is None or clip.queries.count == 0:
+        raise RecipeError(
+            f"[heads.{name}] follows points, and none are named; say which in [queries], for example grid = 16"
+        )
+    count = clip.queries.count
+    groups = len(states) or -(-count // group_size(head, clip))
+    bounds = [count * i // groups for i in range(groups + 1)]
+    parts: list[Tracks] = []
+    kept: list[State] = []
+    for i in range(groups):
+        part = attrs.evolve(clip, queries=clip.queries.part(bounds[i], bounds[i + 1]))
+        seen = tokens, part
+        if memory is not None:
+            state = states[i] if states else memory.initial(tokens, part)
+            seen = memory.read(state, tokens, part)
+        tracks = cast(Tracks, head(*seen))
+        if memory is not None and shift is not None:
+            kept.append(memory.update(state, tokens, part, tracks, shift))
+        parts.append(tracks if groups == 1 else attrs.evolve(tracks, remembered={}))
+    return parts[0] if groups == 1 else Tracks.join(parts), kept
+
+
+def group_size(head: Head, clip: Clip) -> int:
+    """How many points go through together."""
+    each = head.query_bytes(clip) * len(clip.frames)
+    if not each:
+        return LARGEST
+    return max(1, min(LARGEST, int(free_memory(clip.frames.device) * SHARE / each)))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, as far as they can be known; 4 GiB where they cannot."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # macOS does not say
+        return 4 * 2**30
