@@ -8,8 +8,8 @@
 The encoder is found by its patch embedding, whatever stands before that name; all else in the file is left out.
 
 A fine-tuned classifier has no final norm of its tokens: it averages them and normalises the mean (`fc_norm`). That
-norm takes the final norm's place here, so the last tap of such a file is not what the classifier was trained on; the
-other taps are.
+norm takes the final norm's place here, so the last tap of such a file is nothing that the classifier ever saw; the
+other taps are its own.
 """
 
 from __future__ import annotations

@@ -121,11 +121,7 @@ def test_where_the_weights_come_from(tmp_path: Path) -> None:
     assert "non-commercial" in named.licence
 
 
-@pytest.mark.parametrize("wrapper", [
-    "state_dict",
-    pytest.param("model", marks=pytest.mark.xfail(reason="fourd_core.weights looks under state_dict alone")),
-    pytest.param("module", marks=pytest.mark.xfail(reason="fourd_core.weights looks under state_dict alone")),
-])  # fmt: skip
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "module"])
 def test_the_official_files_are_wrapped(tmp_path: Path, wrapper: str) -> None:
     wanted = {key: torch.randn_like(value) for key, value in backbone().network.state_dict().items()}
     encoder = {f"encoder.{key}": value for key, value in wanted.items()}

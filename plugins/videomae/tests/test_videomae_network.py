@@ -12,7 +12,7 @@ from fourd_videomae.network import VisionTransformer, sinusoid_table
 from fourd_videomae.sizes import SIZES, Size
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 DATA = Path(__file__).parent / "data"
 NARROW = Size(embed_dim=32, depth=3, heads=2, patch=(2, 8, 8))
@@ -54,6 +54,14 @@ def test_equals_the_reference() -> None:
     for tap in range(3):
         assert_equal(taps[tap], stored[f"out/features.{tap:02d}"])
     assert_equal(last, stored["out/features.08"])
+
+
+def test_constants_that_ordinary_numbers_do_not_show() -> None:
+    network = seeded()
+    assert {module.eps for module in network.modules() if isinstance(module, nn.LayerNorm)} == {1e-6}
+    nearly_flat = torch.arange(32.0)[None] * 1e-4  # variance 8.5e-7, which 1e-6 more than halves
+    centred = nearly_flat - nearly_flat.mean()
+    torch.testing.assert_close(network.norm(nearly_flat), centred / (centred.square().mean() + 1e-6).sqrt())
 
 
 def test_position_table() -> None:
