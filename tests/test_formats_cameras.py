@@ -31,7 +31,8 @@ def random_rotations(count: int, angle: float | None = None) -> Tensor:
     angles = torch.rand(count, generator=generator, dtype=torch.float64) * math.pi if angle is None else angle
     cross = torch.linalg.cross(axis[:, None].expand(-1, 3, -1), torch.eye(3).double().expand(count, -1, -1)).mT
     turn = torch.as_tensor(angles, dtype=torch.float64).expand(count)[:, None, None]
-    return torch.eye(3).double() + turn.sin() * cross + (1 - turn.cos()) * cross @ cross
+    rotations: Tensor = torch.eye(3).double() + turn.sin() * cross + (1 - turn.cos()) * cross @ cross
+    return rotations
 
 
 def cameras(count: int) -> tuple[Tensor, Tensor]:
@@ -49,7 +50,8 @@ def cameras(count: int) -> tuple[Tensor, Tensor]:
 def project(intrinsics: Tensor, world_from_cam: Tensor, point: Tensor) -> Tensor:
     """In our conventions."""
     camera = world_from_cam[:3, :3].T @ (point - world_from_cam[:3, 3])
-    return (intrinsics @ camera)[:2] / camera[2]
+    xy: Tensor = (intrinsics @ camera)[:2] / camera[2]
+    return xy
 
 
 POINT = torch.tensor([0.3, -0.2, 5.0], dtype=torch.float64)
@@ -197,12 +199,12 @@ def test_colmap_names(tmp_path: Path) -> None:
 def test_nerfstudio_projects_as_we_do(tmp_path: Path) -> None:
     """In OpenGL's camera a point ahead has z < 0: u = cx - fx x / z, v = cy + fy y / z."""
     intrinsics, poses = cameras(4)
-    intrinsics[1, 0, 2] = math.nan
+    intrinsics[0, 0, 2] = math.nan
     write_transforms(tmp_path / "t.json", [f"images/{index}.png" for index in range(4)], SIZE, intrinsics, poses)
     content = json.loads((tmp_path / "t.json").read_text())
     assert (content["w"], content["h"], content["camera_model"]) == (64, 48, "OPENCV")
-    assert [frame["file_path"] for frame in content["frames"]] == [f"images/{index}.png" for index in (0, 2, 3)]
-    for frame, index in zip(content["frames"], (0, 2, 3), strict=True):
+    assert [frame["file_path"] for frame in content["frames"]] == [f"images/{index}.png" for index in (1, 2, 3)]
+    for frame, index in zip(content["frames"], (1, 2, 3), strict=True):
         matrix = torch.tensor(frame["transform_matrix"], dtype=torch.float64)
         assert torch.equal(matrix[3], torch.tensor([0.0, 0, 0, 1]).double())
         assert torch.linalg.det(matrix[:3, :3]) == pytest.approx(1)

@@ -45,7 +45,8 @@ def plane_depth(index: int, height: int = HEIGHT, width: int = WIDTH) -> Tensor:
     pixels = torch.stack([*torch.meshgrid(u, v, indexing="xy"), torch.ones(height, width)], dim=-1)
     pose = world_from_cam(index)
     rays = pixels.double() @ torch.linalg.inv(PINHOLE).T @ pose[:3, :3].T
-    return (DISTANCE - NORMAL @ pose[:3, 3]) / (rays @ NORMAL)
+    depth: Tensor = (DISTANCE - NORMAL @ pose[:3, 3]) / (rays @ NORMAL)
+    return depth
 
 
 def colour(xyz: Tensor) -> Tensor:
@@ -59,7 +60,8 @@ def plane_points(index: int) -> Tensor:
     pixels = torch.stack([*torch.meshgrid(u, v, indexing="xy"), torch.ones(HEIGHT, WIDTH)], dim=-1).double()
     camera = pixels @ torch.linalg.inv(PINHOLE).T * plane_depth(index)[..., None]
     pose = world_from_cam(index)
-    return camera @ pose[:3, :3].T + pose[:3, 3]
+    points: Tensor = camera @ pose[:3, :3].T + pose[:3, 3]
+    return points
 
 
 @pytest.fixture
