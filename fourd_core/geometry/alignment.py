@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fourd_core.geometry.numerics import at_least_single, draw, wide
@@ -51,14 +51,16 @@ def aligned_in_disparity(depth: Float[Tensor, "b ..."], fit: Affine) -> Float[Te
 
 
 def fit_affine(
-    source: Float[Tensor, "b ..."], target: Float[Tensor, "b ..."], weights: Float[Tensor, "b ..."] | None = None
+    source: Float[Tensor, "b ..."],
+    target: Float[Tensor, "b ..."],
+    weights: Float[Tensor, "b ..."] | Bool[Tensor, "b ..."] | None = None,
 ) -> Affine:
     """The scale and shift that bring `source` to `target` with the least weighted squared error.
 
     A source that is the same everywhere is only shifted.
 
     Args:
-        weights: >= 0; none: all numbers count alike, zeros of `safe_inverse` too.
+        weights: >= 0, or a mask; none: all numbers count alike, zeros of `safe_inverse` too.
     """
     return _least_squares(*_flat(source, target, weights))
 
@@ -66,7 +68,7 @@ def fit_affine(
 def fit_affine_robust(
     source: Float[Tensor, "b ..."],
     target: Float[Tensor, "b ..."],
-    weights: Float[Tensor, "b ..."] | None = None,
+    weights: Float[Tensor, "b ..."] | Bool[Tensor, "b ..."] | None = None,
     generator: torch.Generator | None = None,
 ) -> Affine:
     """The scale and shift that bring most of `source` to `target`, whatever up to half of the numbers do.
@@ -76,7 +78,7 @@ def fit_affine_robust(
     Statistics.
 
     Args:
-        weights: >= 0; none: all numbers count alike.
+        weights: >= 0, or a mask; none: all numbers count alike.
         generator: draws the pairs; none: a new one with seed 0.
     """
     x, y, w = _flat(source, target, weights)
@@ -92,13 +94,13 @@ def fit_affine_robust(
 def fit_scale(
     source: Float[Tensor, "b ..."],
     target: Float[Tensor, "b ..."],
-    weights: Float[Tensor, "b ..."] | None = None,
+    weights: Float[Tensor, "b ..."] | Bool[Tensor, "b ..."] | None = None,
     by: Literal["mean", "median"] = "median",
 ) -> Affine:
     """The scale alone that brings `source` to `target`: the mean or median of their ratios where both are above 0.
 
     Args:
-        weights: >= 0; the median only asks whether they are above 0.
+        weights: >= 0, or a mask; the median only asks whether they are above 0.
     """
     x, y, w = _flat(source, target, weights)
     w = w * ((x > 0) & (y > 0))

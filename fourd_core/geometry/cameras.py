@@ -75,7 +75,7 @@ def pixel_centres(size: Size, grid: Size | None = None, like: Tensor | None = No
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
 
-def directions(xy: Float[Tensor, "*n 2"], intrinsics: Float[Tensor, "*#n 3 3"]) -> Float[Tensor, "*n 3"]:
+def directions(xy: Float[Tensor, "*#n 2"], intrinsics: Float[Tensor, "*#n 3 3"]) -> Float[Tensor, "*#n 3"]:
     """The points at depth 1 that pixel positions show, in the camera's frame."""
     (x, y), k = xy.unbind(-1), intrinsics
     v = (y - k[..., 1, 2]) / k[..., 1, 1]
@@ -84,26 +84,26 @@ def directions(xy: Float[Tensor, "*n 2"], intrinsics: Float[Tensor, "*#n 3 3"]) 
 
 
 def unproject(
-    xy: Float[Tensor, "*n 2"], depth: Float[Tensor, "*n"], intrinsics: Float[Tensor, "*#n 3 3"]
-) -> Float[Tensor, "*n 3"]:
+    xy: Float[Tensor, "*#n 2"], depth: Float[Tensor, "*#n"], intrinsics: Float[Tensor, "*#n 3 3"]
+) -> Float[Tensor, "*#n 3"]:
     """The points at these depths that pixel positions show, in the camera's frame and the unit of the depth."""
     return directions(xy, intrinsics) * depth[..., None]
 
 
-def project(points: Float[Tensor, "*n 3"], intrinsics: Float[Tensor, "*#n 3 3"]) -> Float[Tensor, "*n 2"]:
+def project(points: Float[Tensor, "*#n 3"], intrinsics: Float[Tensor, "*#n 3 3"]) -> Float[Tensor, "*#n 2"]:
     """The pixel positions of points in the camera's frame; without meaning where their z is not positive."""
     x, y, z = points.unbind(-1)
     k, u, v = intrinsics, x / z, y / z
     return torch.stack([k[..., 0, 0] * u + k[..., 0, 1] * v + k[..., 0, 2], k[..., 1, 1] * v + k[..., 1, 2]], -1)
 
 
-def rotate(matrix: Float[Tensor, "*#n 3 3"], vectors: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
+def rotate(matrix: Float[Tensor, "*#n 3 3"], vectors: Float[Tensor, "*#n 3"]) -> Float[Tensor, "*#n 3"]:
     """Each vector multiplied by its matrix."""
     x, y, z = vectors[..., None].unbind(-2)
     return matrix[..., 0] * x + matrix[..., 1] * y + matrix[..., 2] * z
 
 
-def transform(pose: Float[Tensor, "*#n 4 4"], points: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
+def transform(pose: Float[Tensor, "*#n 4 4"], points: Float[Tensor, "*#n 3"]) -> Float[Tensor, "*#n 3"]:
     """Points in the frame that a pose leads to: with `world_from_cam`, from the camera's into the world's."""
     return rotate(pose[..., :3, :3], points) + pose[..., :3, 3]
 
@@ -121,7 +121,7 @@ def inverse(pose: Float[Tensor, "*b 4 4"]) -> Float[Tensor, "*b 4 4"]:
     return rigid(back, -rotate(back, pose[..., :3, 3]))
 
 
-def compose(outer: Float[Tensor, "*#b 4 4"], inner: Float[Tensor, "*b 4 4"]) -> Float[Tensor, "*b 4 4"]:
+def compose(outer: Float[Tensor, "*#b 4 4"], inner: Float[Tensor, "*#b 4 4"]) -> Float[Tensor, "*#b 4 4"]:
     """The pose that first goes by `inner`, then by `outer`."""
     turned = rotate(outer[..., None, :3, :3], inner[..., :3, :3].mT).mT
     return rigid(turned, transform(outer, inner[..., :3, 3]))
@@ -149,7 +149,7 @@ def track_points(
     intrinsics: Float[Tensor, "b t 3 3"],
     world_from_cam: Float[Tensor, "b t 4 4"] | None = None,
 ) -> Float[Tensor, "b t n 3"]:
-    """The point that each track shows in each frame, in the world, or in the camera's frame where no poses are given."""
+    """The point that each track shows in each frame, in the world, or in the camera's frame without poses."""
     points = unproject(xy, depth, intrinsics[:, :, None])
     return points if world_from_cam is None else transform(world_from_cam[:, :, None], points)
 

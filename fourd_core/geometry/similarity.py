@@ -26,7 +26,7 @@ class Similarity:
     rotation: Float[Tensor, "*b 3 3"]
     translation: Float[Tensor, "*b 3"]
 
-    def points(self, points: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 3"]:
+    def points(self, points: Float[Tensor, "*#b n 3"]) -> Float[Tensor, "*#b n 3"]:
         """Points where the transform takes them."""
         turned = rotate(self.rotation[..., None, :, :], points)
         return self.scale[..., None, None] * turned + self.translation[..., None, :]
@@ -50,7 +50,9 @@ class Similarity:
 
 
 def umeyama(
-    source: Float[Tensor, "*b n 3"], target: Float[Tensor, "*b n 3"], weights: Float[Tensor, "*b n"] | None = None
+    source: Float[Tensor, "*b n 3"],
+    target: Float[Tensor, "*b n 3"],
+    weights: Float[Tensor, "*b n"] | Bool[Tensor, "*b n"] | None = None,
 ) -> Similarity:
     """The similarity that brings `source` onto `target` with the least weighted squared distance.
 
@@ -59,7 +61,7 @@ def umeyama(
     (PAMI 1991).
 
     Args:
-        weights: >= 0; none: all points count alike.
+        weights: >= 0, or a mask; none: all points count alike.
     """
     valid = _finite(source, target)
     w = valid.to(accurate(source)) if weights is None else torch.where(valid, accurate(weights), 0.0)
@@ -160,7 +162,8 @@ def _within(
     valid: Bool[Tensor, "b n"],
     limit: Float[Tensor, " b"],
 ) -> Bool[Tensor, "b n"]:
-    return valid & (torch.linalg.vector_norm(similarity.points(x) - y, dim=-1) < limit[:, None])
+    distance: Tensor = torch.linalg.vector_norm(similarity.points(x) - y, dim=-1)
+    return valid & (distance < limit[:, None])
 
 
 def _stable_inliers(
