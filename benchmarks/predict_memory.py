@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 CLIP = ROOT / "examples/bigbuckbunny.mp4"
 REPEATS = (1, 20)
 HEIGHT = 180
-OPTIONS = ("stages.predict.view.pixels=64", "stages.predict.pictures=2", "data.cache_mb=16", "threads=1")
+OPTIONS = ("data.pixels=64", "stages.predict.pictures=2", "data.cache_mb=16", "threads=1")
 
 
 def repeated(path: Path, times: int) -> int:

@@ -264,7 +264,10 @@ class Tracks(Prediction):
 
 
 class Predictions(Mapping[str, Prediction]):
-    """Named predictions: `predictions["depth"]`, `predictions.cameras`; of maps, `predictions.depth` is the values."""
+    """Named predictions: `predictions["depth"]`; of maps, `predictions.depth` is the values.
+
+    `predictions.cameras` and `predictions.tracks` also find the one prediction of that kind under whatever name.
+    """
 
     def __init__(self, items: Mapping[str, Prediction]) -> None:
         self._items = dict(items)
@@ -283,6 +286,10 @@ class Predictions(Mapping[str, Prediction]):
         if name in items:
             item = items[name]
             return item.values if isinstance(item, Maps) else item
+        kind = {"cameras": Cameras, "tracks": Tracks}.get(name)
+        alike = [item for item in items.values() if kind is not None and isinstance(item, kind)]
+        if len(alike) == 1:
+            return alike[0]
         raise AttributeError(f"no prediction '{name}'; there are: {', '.join(items) or 'none'}")
 
     def __repr__(self) -> str:

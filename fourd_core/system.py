@@ -6,6 +6,7 @@ from a seed of its own, so that adding a head changes no other head's start.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -53,6 +54,10 @@ class NamedModules(nn.ModuleDict):
 
 def _taps(head: nn.Module) -> tuple[int, ...]:
     return cast(Head, head).taps
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 class NamedCues(dict[str, CueProvider]):
@@ -172,16 +177,36 @@ class System(nn.Module):
         Raises:
             WeightsError: not this system's weights.
         """
-
-        def below(prefix: str) -> dict[str, Tensor]:
-            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-        load_weights(self.heads, below("heads."), location=location)
-        load_weights(self.memories, below("memories."), location=location)
+        load_weights(self.heads, _below("heads.", state), location=location)
+        load_weights(self.memories, _below("memories.", state), location=location)
         for stage, objective in self.objectives.items():
-            own = below(f"objectives.{stage}.")
+            own = _below(f"objectives.{stage}.", state)
             if own:  # weights of one training stage lack what another one's objective owns
                 load_weights(objective, own, location=location)
+
+    def load_parts(self, state: Mapping[str, Tensor], location: str) -> list[str]:
+        """Give the backbone, each head and each memory what a file of weights has for it, whole.
+
+        Other parts of the file are left aside, and so is what the file has nothing for.
+
+        Returns:
+            the parts with parameters that the file has nothing for, as sections of the recipe.
+        Raises:
+            WeightsError: a part does not fit, or the file has nothing for any of them.
+        """
+        parts: dict[str, nn.Module] = {"backbone": self.backbone}
+        parts |= {f"heads.{name}": head for name, head in self.heads.items()}
+        parts |= {f"memories.{name}": memory for name, memory in self.memories.items()}
+        given = {name: _below(f"{name}.", state) for name in parts}
+        if not any(given.values()):
+            raise WeightsError(
+                f"{location} has nothing for this recipe: its tensors must be named after the recipe's parts "
+                f"({', '.join(parts)}); `fourd weights convert` makes such a file of a published one"
+            )
+        for name, own in given.items():
+            if own:
+                load_weights(parts[name], own, location=location)
+        return [name for name, part in parts.items() if not given[name] and part.state_dict()]
 
     def untrained(self) -> System:
         """The same composition with heads and memories as training found them: fresh, or with the recipe's weights."""
@@ -289,8 +314,16 @@ def build_system(recipe: Recipe) -> System:
 
 def _load_named_weights(system: System, recipe: Recipe) -> None:
     """Give the system what the recipe's `weights` name, unless it is only a shape."""
-    if recipe.weights is not None and system.device.type != "meta":
-        system.load_trained_state(read_state_dict(recipe.weights), recipe.weights)
+    if recipe.weights is None or system.device.type == "meta":
+        return
+    fresh = system.load_parts(read_state_dict(recipe.weights), recipe.weights)
+    own = {name for name in fresh if name != "backbone" and _component(system, name).pretrained() is None}
+    if own:
+        sys.stderr.write(f"note: {recipe.weights} has nothing for {', '.join(sorted(own))}: it starts untrained\n")
+
+
+def _component(system: System, name: str) -> Component:
+    return cast(Component, system.get_submodule(name))
 
 
 def build_dataset(recipe: Recipe) -> Dataset:

@@ -27,6 +27,7 @@ use = "toy_brightness"
 
 [data]
 video = "clip.mp4"
+pixels = 64
 
 [stages.train]
 job = "train"
@@ -47,9 +48,7 @@ use = "toy_error"
 [stages.predict]
 job = "predict"
 window = 4
-
-[stages.predict.view]
-pixels = 64
+pixels = "view"
 """
 
 SMALL_LILA = (
@@ -60,7 +59,7 @@ SMALL_LILA = (
     "stages.train.objective.pool=16",
     "stages.train.objective.pamr={stages=[{iterations=2, size=[16, 16]}, {iterations=1}]}",
     "stages.evaluate.metrics.cue_error.pairs=4",
-    "stages.predict.view.pixels=64",
+    "data.pixels=64",
     "stages.predict.pictures=1",
     "stages.predict.movie=false",
 )

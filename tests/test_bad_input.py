@@ -190,7 +190,7 @@ def test_beside_without_results(fourd: Fourd, toy_recipe: Path, named: str) -> N
         ("weights=nope.safetensors", "nope.safetensors"),
         ("device=cuda:7", "CUDA"),
         ('stages.evaluate.beside=["nowhere"]', "nowhere"),
-        ('stages.predict.view={rule="exact", height=61, width=64}', "multiple"),
+        ('data={video="clip.mp4", view="resize", height=61, width=64}', "multiple"),
         ("data.video=missing.mp4", "missing.mp4"),
     ],
 )

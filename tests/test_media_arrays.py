@@ -26,7 +26,7 @@ def values(start: int, stop: int) -> torch.Tensor:
 def test_appending_and_reading_with_plain_zarr(tmp_path: Path) -> None:
     store = ArrayStore(tmp_path / "arrays", attributes={"video": "a.mp4"})
     for start, stop in ((0, 5), (5, 6), (6, 40)):
-        store.append("depth", values(start, stop), unit="m", description="depth of the camera")
+        store.append("depth", values(start, stop), unit="m", kind="depth")
         store.append("label", torch.arange(start, stop), axes="t")
         store.commit()
     assert not store.complete
@@ -42,7 +42,7 @@ def test_appending_and_reading_with_plain_zarr(tmp_path: Path) -> None:
     assert isinstance(label, zarr.Array)
     assert np.array_equal(depth[:], values(0, 40).numpy())
     assert np.array_equal(label[:], np.arange(40))
-    assert dict(depth.attrs) == {"unit": "m", "description": "depth of the camera"}
+    assert dict(depth.attrs) == {"unit": "m", "kind": "depth"}
     assert depth.metadata.dimension_names == ("t", "c", "h", "w")  # type: ignore[union-attr]
     assert depth.chunks[0] == 16
 

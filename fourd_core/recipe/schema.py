@@ -136,7 +136,7 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the arithmetic in training and prediction; parameters stay fp32."""
     weights: Location | None = None
-    """Trained weights of heads and memories (safetensors)."""
+    """Trained weights of heads, memories and perhaps the backbone, by the names of the recipe's parts (safetensors)."""
     backbone: ComponentConfig = component("backbones")
     """`[backbone]`: what turns frames into tokens."""
     heads: dict[str, ComponentConfig] = components("heads")
