@@ -100,7 +100,7 @@ def _verify(options: argparse.Namespace) -> int:
     chosen = [find(options.name)] if options.name else all_assets()[0]
     here = [item for item in chosen if cache.path_of(item).is_file()]
     if options.name and not here:
-        raise WeightsError(f"{options.name} is not here; {cache.how_to_fetch(chosen[0], options.name)}")
+        raise WeightsError(f"{options.name} is not here; fetch it with: {cache.how_to_fetch(chosen[0], options.name)}")
     bad = []
     for item in here:
         problem = problem_of(item)

@@ -89,7 +89,8 @@ def _refuse_other_contents(folder: Path, asset: WeightsAsset) -> None:
 def _translated(asset: WeightsAsset, state: dict[str, Tensor], location: str) -> dict[str, Tensor]:
     if asset.signature and not has_signature(asset, state):
         raise WeightsError(
-            f"{location} is not {asset.name} ({asset.summary}): {describe_checkpoint(state)}; take {asset.file_name}"
+            f"{location} is not {asset.name} ({asset.summary}): {describe_checkpoint(state)}; take the "
+            f"file {asset.file_name}"
         )
     if asset.convert is None:
         return state
@@ -101,6 +102,6 @@ def _translated(asset: WeightsAsset, state: dict[str, Tensor], location: str) ->
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         raise WeightsError(
             f"{location} cannot be translated by {asset.convert} ({reason}): {describe_checkpoint(state)}; take "
-            f"{asset.file_name}, or report it to the plugin's author"
+            f"the file {asset.file_name}, or report it to the plugin's author"
         ) from error
     return tensors

@@ -110,9 +110,7 @@ def _transfer(part: _Part, location: str, size: int | None) -> None:
             part.append(chunk)
     if stream.size is not None and part.size != stream.size:
         raise Interruption(f"the connection broke after {part.size} of {stream.size} bytes")
-    if not part.size:
-        part.discard()
-        raise WeightsError(f"{part.source} is an empty file; check the address")
+    part.check_kind()
 
 
 def _chunks(stream: Stream) -> Iterator[bytes]:
@@ -203,15 +201,28 @@ class _Part:
         Raises:
             WeightsError: the first ones show that this is no checkpoint (nothing is kept), or the disk is full.
         """
-        if self.size == 0 and format_of(data[:HEAD]) is None:
-            self.discard()
-            found = what_instead(data[:HEAD]) or "it starts neither like a safetensors nor like a torch file"
-            raise WeightsError(f"{self.source} gives no checkpoint: {found}; nothing was kept")
         with _writing(self.path):
             self._handle.write(data)
             self._handle.flush()
         self.digest.update(data)
-        self.size += len(data)
+        was, self.size = self.size, self.size + len(data)
+        if was < HEAD <= self.size:  # gigabytes of a wrong file need not come first
+            self.check_kind()
+
+    def check_kind(self) -> None:
+        """See whether what is here is the beginning of a checkpoint.
+
+        Raises:
+            WeightsError: it is not; nothing is kept.
+        """
+        self._handle.seek(0)
+        head = self._handle.read(HEAD)
+        if format_of(head) is None:
+            self.discard()
+            found = what_instead(head) or "it starts neither like a safetensors nor like a torch file"
+            raise WeightsError(
+                f"{self.source} gives no checkpoint: {found if head else 'an empty file'}; nothing was kept"
+            )
 
     def become(self, target: Path) -> None:
         """Take the file's own name."""
