@@ -84,11 +84,11 @@ def fit_affine_robust(
     x, y, w = _flat(source, target, weights)
     with torch.no_grad():
         fit = _least_median(x, y, w, generator)
-        trust = w
+        trust = torch.ones_like(w)
         for _ in range(ROUNDS):
-            trust = w * _bisquare((fit(x) - y).abs(), y, w)
-            fit = _least_squares(x, y, trust)
-    return _least_squares(x, y, trust)
+            trust = _bisquare((fit(x) - y).abs(), y, w)
+            fit = _least_squares(x, y, w * trust)
+    return _least_squares(x, y, w * trust)
 
 
 def fit_scale(
