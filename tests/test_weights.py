@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fourd_core.errors import WeightsError
 from fourd_core.weights import load_weights, read_state_dict, sha256_of
+from fourd_core.weights.reading import WRAPPERS, read_tensors
 
 
 def tiny_state() -> dict[str, Tensor]:
@@ -74,6 +75,31 @@ def test_every_format_whatever_its_name(write: Callable[[Any, Path], None], tmp_
 def test_a_dict_under_state_dict(tmp_path: Path) -> None:
     save_zip({"epoch": 3, "state_dict": OrderedDict(tiny_state())}, tmp_path / "run.pt")
     assert_same(read_state_dict(str(tmp_path / "run.pt")), tiny_state())
+
+
+@pytest.mark.parametrize("key", WRAPPERS)
+def test_a_dict_under_the_names_that_training_programs_use(key: str, tmp_path: Path) -> None:
+    save_zip({"epoch": 3, key: tiny_state(), "optimizer": {"state": {}}}, tmp_path / "run.pt")
+    assert_same(read_state_dict(str(tmp_path / "run.pt")), tiny_state())
+    save_zip({f"{key}.weight": torch.ones(2), key: torch.ones(2)}, tmp_path / "plain.pt")  # only a name like it
+    assert set(read_state_dict(str(tmp_path / "plain.pt"))) == {f"{key}.weight", key}
+
+
+def test_a_torch_file_is_mapped_and_not_read_whole(tmp_path: Path) -> None:
+    save_zip({"weight": torch.zeros(2**20)}, tmp_path / "w.pt")
+    tensor = read_tensors(tmp_path / "w.pt", "w.pt")["weight"]
+    with (Path("/proc/self/maps") if sys.platform == "linux" else tmp_path / "w.pt").open("rb") as maps:
+        mapped = any(line.rstrip().endswith(b"/w.pt") for line in maps)
+    assert mapped or sys.platform != "linux"
+    (tmp_path / "w.pt").unlink()  # a file that was only copied here for reading
+    tensor += 1  # pages that are written are our own
+    assert float(tensor.sum()) == 2**20
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_of_torchscript(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pt")
+    assert "it is a TorchScript program; save the state_dict()" in refusal(tmp_path / "script.pt")
 
 
 def test_urls_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +187,7 @@ def test_empty_and_foreign_files(tmp_path: Path) -> None:
     path.write_bytes(b"")
     assert "empty file" in refusal(path)
     path.write_text("<!doctype html><title>404</title>")
-    assert "not a checkpoint" in refusal(path)
+    assert "not a checkpoint" in refusal(path) and "a web page" in refusal(path)
     save_file({}, path)
     assert "holds no tensors" in refusal(path)
     save_zip({}, path)
