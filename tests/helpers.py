@@ -66,6 +66,11 @@ SMALL_LILA = (
 """Overrides that make recipes/lila_tiny.toml a matter of seconds."""
 
 
+def with_lines(recipe: Path, text: str) -> Path:
+    recipe.write_text(recipe.read_text() + text)
+    return recipe
+
+
 def write_video(path: Path, frames: int = 24, size: tuple[int, int] = (72, 96)) -> Path:
     """A bright square that wanders over a gradient."""
     with av.open(str(path), "w") as container:

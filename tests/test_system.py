@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Fourd
+from helpers import Fourd, with_lines
+from safetensors.torch import save_file
 
 import fourd_core as fourd
 from fourd_core.data import Clip
@@ -17,11 +18,6 @@ from fourd_core.system import System, build_system
 
 def random_clip(frames: int = 2) -> Clip:
     return Clip(torch.rand(1, frames, 3, 16, 24, generator=torch.Generator().manual_seed(0)))
-
-
-def with_lines(recipe: Path, text: str) -> Path:
-    recipe.write_text(recipe.read_text() + text)
-    return recipe
 
 
 def test_a_second_head_does_not_change_the_first(toy_recipe: Path) -> None:
@@ -123,3 +119,18 @@ def test_a_run_folder_loads_with_its_trained_weights(fourd: Fourd, toy_recipe: P
     by_weights = load(toy_recipe, [f"weights={tmp_path}/a/train/weights.safetensors"])
     assert torch.equal(by_weights.untrained().heads["value"].linear.weight, trained.heads["value"].linear.weight)
     assert torch.equal(trained.heads["value"].linear.weight, by_weights.heads["value"].linear.weight)
+
+
+def test_weights_are_given_part_by_part(toy_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = with_lines(toy_recipe, '\n[heads.other]\nuse = "toy_linear"\n')
+    given = {f"heads.value.{k}": v + 1 for k, v in build_system(load_recipe(two)).heads["value"].state_dict().items()}
+    save_file({**given, "heads.absent.weight": torch.zeros(1)}, tmp_path / "part.safetensors")
+    system = build_system(load_recipe(two, [f"weights={tmp_path / 'part.safetensors'}"]))
+    assert torch.equal(system.heads["value"].linear.weight, given["heads.value.linear.weight"])
+    assert "has nothing for heads.other: it starts untrained" in capsys.readouterr().err
+    save_file({"heads.value.linear.weight": torch.zeros(1, 1)}, tmp_path / "half.safetensors")
+    with pytest.raises(WeightsError, match=r"linear\.bias"):
+        build_system(load_recipe(two, [f"weights={tmp_path / 'half.safetensors'}"]))
+    save_file({"encoder.weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(WeightsError, match="fourd weights convert"):
+        build_system(load_recipe(two, [f"weights={tmp_path / 'foreign.safetensors'}"]))

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Fourd
+from helpers import Fourd, with_lines
 from safetensors.torch import load_file
 
 from fourd_core.checkpoint import load_checkpoint, save_checkpoint
 from fourd_core.errors import WeightsError
 from fourd_core.jobs.train import TrainConfig, learning_rate
-from fourd_core.recipe import ComponentConfig
+from fourd_core.recipe import ComponentConfig, load_recipe
+from fourd_core.system import build_system
 
 WEIGHTS = "train/weights.safetensors"
 
@@ -117,3 +118,14 @@ def test_settings_that_make_no_sense(fourd: Fourd, toy_recipe: Path, tmp_path: P
     answer = fourd("run", toy_recipe, "train", "--set", f"stages.train.{wrong}", "--out", "a", check=2)
     assert f"stages.train.{wrong.partition('=')[0]}" in answer.stderr
     assert not (tmp_path / "a").exists()
+
+
+def test_only_the_named_heads_learn(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    two = with_lines(toy_recipe, '\n[heads.other]\nuse = "toy_linear"\n')
+    options = ("--set", 'stages.train.learn=["value"]', "--set", "stages.train.steps=3")
+    fourd("run", two, "train", *options, "--out", "a", check=0)
+    start, end = build_system(load_recipe(two)).trained_state(), load_file(tmp_path / "a" / WEIGHTS)
+    assert not torch.equal(end["heads.value.linear.weight"], start["heads.value.linear.weight"])
+    assert torch.equal(end["heads.other.linear.weight"], start["heads.other.linear.weight"])
+    answer = fourd("run", two, "train", "--set", 'stages.train.learn=["depth"]', "--out", "b", check=2)
+    assert "stages.train.learn: the recipe has no [heads.depth]; it has: value, other" in answer.stderr

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from fourd_core.checkpoint import load_checkpoint, save_checkpoint, save_tensors
-from fourd_core.errors import RunError
+from fourd_core.errors import RecipeError, RunError
 from fourd_core.interfaces import Dataset, Objective
 from fourd_core.jobs import Job
 from fourd_core.progress import track
@@ -55,17 +55,26 @@ class TrainJob(Job):
 
     def prepare(self) -> None:
         self.objective: Objective = self.system.objectives[self.stage]  # type: ignore[assignment]
+        for name in self.config.learn:
+            if name not in self.system.heads:
+                raise RecipeError(
+                    f"stages.{self.stage}.learn: the recipe has no [heads.{name}]; "
+                    f"it has: {', '.join(self.system.heads)}"
+                )
         trained = (self.system.heads, self.system.memories, self.objective)
         names = ("heads", "memories", f"objectives.{self.stage}")
         self.parameters: dict[str, nn.Parameter] = {
             f"{part}.{name}": parameter
             for part, module in zip(names, trained, strict=True)
             for name, parameter in module.named_parameters()
-            if parameter.requires_grad
+            if parameter.requires_grad and (module is self.objective or self._learns(name.partition(".")[0]))
         }
         if not self.parameters:
             raise RunError(f"[stages.{self.stage}] has nothing to train: every parameter of the heads is frozen")
         self._batch(0)  # opens the data: a missing or unreadable video is found before anything is written
+
+    def _learns(self, head: str) -> bool:
+        return not self.config.learn or head in self.config.learn
 
     def _batch(self, number: int) -> dict[str, Tensor]:
         return _Batches(self.objective, self.data, self.recipe.seed, self.stage, self.config.batch_size)[number]
@@ -216,6 +225,8 @@ class TrainConfig:
 
     objective: ComponentConfig = component("objectives")
     """What is learned; `[stages.NAME.objective] use = "..."`."""
+    learn: tuple[str, ...] = ()
+    """The heads that learn, by name, each with its memory; none named: all. The others stay as they are."""
     steps: int = attrs.field(default=1000, validator=attrs.validators.ge(1))
     """Optimiser steps in all."""
     batch_size: int = attrs.field(default=4, validator=attrs.validators.ge(1))
