@@ -5,14 +5,20 @@ Source: Ranftl et al., Vision Transformers for Dense Prediction (arXiv 2103.1341
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+Dims = Literal[2, 3]
+"""Pictures, or videos of which time is the first axis."""
 
-def resized(x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c H W"]:
-    """Bilinear, the corner pixels' centres on the corner pixels' centres."""
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+def resized(x: Float[Tensor, "b c *old"], size: Sequence[int]) -> Float[Tensor, "b c *new"]:
+    """Linear along each axis, the corner pixels' centres on the corner pixels' centres."""
+    return F.interpolate(x, size=tuple(size), mode="trilinear" if x.ndim == 5 else "bilinear", align_corners=True)
 
 
 def reassembly(channels: int, factor: float) -> nn.Module:
@@ -31,14 +37,15 @@ def reassembly(channels: int, factor: float) -> nn.Module:
 
 
 class ResidualConvUnit(nn.Module):
-    """Two 3x3 convolutions, each after a ReLU, added to their input."""
+    """Two 3x3 (3x3x3) convolutions, each after a ReLU, added to their input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dims: Dims = 2) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        conv = nn.Conv2d if dims == 2 else nn.Conv3d
+        self.conv1 = conv(channels, channels, kernel_size=3, padding=1)
+        self.conv2 = conv(channels, channels, kernel_size=3, padding=1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
         """The refined map."""
         out: Tensor = x + self.conv2(F.relu(self.conv1(F.relu(x)), inplace=True))
         return out
@@ -51,17 +58,17 @@ class FeatureFusion(nn.Module):
     every official file has it.
     """
 
-    def __init__(self, channels: int, deepest: bool = False) -> None:
+    def __init__(self, channels: int, deepest: bool = False, dims: Dims = 2) -> None:
         super().__init__()
-        self.out_conv = nn.Conv2d(channels, channels, kernel_size=1)
-        self.resConfUnit1 = ResidualConvUnit(channels).requires_grad_(not deepest)
-        self.resConfUnit2 = ResidualConvUnit(channels)
+        self.out_conv = (nn.Conv2d if dims == 2 else nn.Conv3d)(channels, channels, kernel_size=1)
+        self.resConfUnit1 = ResidualConvUnit(channels, dims).requires_grad_(not deepest)
+        self.resConfUnit2 = ResidualConvUnit(channels, dims)
 
     def forward(
-        self, level: Float[Tensor, "b c h w"], coarser: Float[Tensor, "b c h w"] | None, size: tuple[int, int]
-    ) -> Float[Tensor, "b c H W"]:
+        self, level: Float[Tensor, "b c *old"], coarser: Float[Tensor, "b c *old"] | None, size: Sequence[int]
+    ) -> Float[Tensor, "b c *new"]:
         """The fused map at `size`; `level` alone where there is nothing coarser."""
         fused = level if coarser is None else coarser + self.resConfUnit1(level)
-        # The reference resizes first. A 1x1 convolution commutes with weights that add up to 1, and has four times
+        # The reference resizes first. A 1x1 convolution commutes with weights that add up to 1, and has several times
         # fewer pixels to go over before.
         return resized(self.out_conv(self.resConfUnit2(fused)), size)

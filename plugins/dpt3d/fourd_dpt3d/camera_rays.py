@@ -1,0 +1,105 @@
+"""L4P's cameras: a decoder of rays, and the cameras whose rays they are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+from jaxtyping import Float
+from torch import Tensor
+
+from fourd_core.data import Cameras, Clip, Tokens
+from fourd_core.errors import RecipeError
+from fourd_core.geometry import assumed_intrinsics, cameras_from_rays
+from fourd_core.interfaces import BackboneSpec
+from fourd_core.stitching import Overwrite
+from fourd_core.stitching_geometry import JointSimilarity
+from fourd_dpt3d.decoder3d import Factors
+from fourd_dpt3d.dense3d import UP_TO_SCALE, DecoderHead, HeadConfig
+
+
+class CameraRays(DecoderHead):
+    """Cameras of a video's frames, from the rays that a decoder predicts on a coarse grid: L4P's head `camray`.
+
+    The world is about the frame of the window's first camera: its own pose is predicted too, and near the identity.
+    Source: Badki et al., L4P (arXiv 2502.13078), camera pose estimation.
+    """
+
+    task, channels, unit = "camray", 6, UP_TO_SCALE
+
+    @attrs.frozen
+    class Config(HeadConfig):
+        """The defaults are L4P's."""
+
+        reassemble: tuple[Factors, Factors, Factors, Factors] = ((2, 1, 1), (2, 1, 1), (1, 1, 1), (0.5, 0.5, 0.5))
+        """How each tap's tokens are resampled along frames, rows and columns: whole numbers enlarge, 0.5 halves."""
+        upsample: tuple[int, int, int] = (1, 1, 1)
+        """By how much the fused map is enlarged before the last layers."""
+        ray_grid: int = attrs.field(default=16, validator=attrs.validators.ge(4))
+        """Rays along each side of a frame."""
+        intrinsics: Literal["shared", "per_frame", "known"] = "shared"
+        """Where neither the data nor a memory state them: estimated from the window's first frame for all its frames
+        ("shared"), for each frame by itself, or not at all: then the data must."""
+        later_poses: Literal["estimate", "assumed"] = "estimate"
+        """The intrinsics with which rotations are found once some are stated: those, or, as in L4P's release in the
+        windows after the first, a guess (the shorter side as focal length, the axis through the middle)."""
+        stitch: Literal["joint", "overwrite"] = "joint"
+        """Bring each window's cameras and depth into the first one's world, or leave each window in its own."""
+        depth: str = "depth"
+        """Name of the depth head that is stitched jointly with this one."""
+        point_share: float = attrs.field(
+            default=0.1, validator=[attrs.validators.gt(0), attrs.validators.le(1)]
+        )  # fmt: skip
+        """Part of the points of some shared frames by which two windows are joined."""
+
+    def __init__(self, config: Config, backbone: BackboneSpec) -> None:
+        super().__init__(config, backbone)
+        self.camera_config = config
+        self.stitch = JointSimilarity(config.depth, config.point_share) if config.stitch == "joint" else Overwrite()
+
+    def forward(self, tokens: Tokens, clip: Clip) -> Cameras:
+        """A camera for every frame, with the clip's intrinsics where it states them.
+
+        Raises:
+            RecipeError: the intrinsics must be known and are not.
+        """
+        rays, intrinsics = self.rays(tokens, clip), clip.intrinsics
+        if intrinsics is not None and self.camera_config.later_poses == "assumed":
+            return self.cameras(rays, clip.size, intrinsics, self._assumed(clip))
+        if intrinsics is None and self.camera_config.intrinsics == "known":
+            if not clip.frames.is_meta:  # where shapes are looked at before any data
+                raise RecipeError(
+                    'a camera_rays head has intrinsics = "known", and nobody states them: give [data] '
+                    'intrinsics = [fx, fy, cx, cy], or have them estimated by intrinsics = "shared"'
+                )
+            intrinsics = self._assumed(clip)
+        return self.cameras(rays, clip.size, intrinsics)
+
+    def rays(self, tokens: Tokens, clip: Clip) -> Float[Tensor, "b t 6 g g"]:
+        """Directions and moments (`fourd_core.geometry.rays`) in the frame of the first camera, not normalised."""
+        grid = self.camera_config.ray_grid
+        return self.decoded(tokens, (clip.frames.shape[1], grid, grid))
+
+    def cameras(
+        self,
+        rays: Float[Tensor, "b t 6 g g"],
+        size: tuple[int, int],
+        intrinsics: Float[Tensor, "b t 3 3"] | None = None,
+        assumed: Float[Tensor, "b t 3 3"] | None = None,
+    ) -> Cameras:
+        """The cameras of these rays.
+
+        Args:
+            size: height and width of the frames to which the intrinsics belong.
+            intrinsics: where they are known; none: they are estimated as configured.
+            assumed: the intrinsics with which the rotations are found, in place of the known ones.
+        """
+        estimate: Literal["shared", "per_frame"] = (
+            "per_frame" if self.camera_config.intrinsics == "per_frame" else "shared"
+        )
+        used = intrinsics if assumed is None else assumed
+        found = cameras_from_rays(rays, size, estimate if used is None else used)
+        return Cameras(found.ref_from_cam, found.intrinsics if intrinsics is None else intrinsics, unit=self.unit)
+
+    def _assumed(self, clip: Clip) -> Float[Tensor, "b t 3 3"]:
+        return assumed_intrinsics(clip.size, clip.frames.device).expand(*clip.frames.shape[:2], 3, 3)
