@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fourd_core.data import Clip, Predictions, Queries
+from fourd_core.data import Predictions, Queries
 from fourd_core.errors import RecipeError
 from fourd_core.interfaces import BackboneSpec, Head, Video
 from fourd_core.media.views import View, ViewConfig
@@ -24,6 +24,7 @@ from fourd_core.placement import Pixels, in_video
 from fourd_core.recipe import Recipe
 from fourd_core.stitching import Stitcher
 from fourd_core.system import States, System
+from fourd_core.tiles import Shot, look
 
 
 @attrs.frozen
@@ -208,17 +209,18 @@ class _Pass:
     def run(self, position: Position, following: Position | None) -> Iterator[Finished]:
         """`following` is the position after this pass."""
         video = Reversed(self.video) if self.reverse else self.video
-        queries = self._queries_in_view()
+        queries = self._queries_in_pass()
         window, stride = self.config.steps(self.system.backbone.spec)
         half = self.system.recipe is not None and self.system.recipe.precision == "bf16"
         device, states = self.system.device, position.states
         stitcher = Stitcher({name: cast(Head, self.system.heads[name]).stitch for name in self.heads})
         stitcher.restore(position.stitched)
         for place in windows(video.frame_count, window, stride, position.start):
-            clip = _clip(video, self.view, place.start, window, queries).to(device)
+            shot = _shot(video, place.start, window, queries)
             is_last = place.start + place.frames == video.frame_count
+            shift, standing = None if is_last else stride, stitcher.state
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                predictions, states = self.system.step(clip, states, None if is_last else stride, self.heads)
+                predictions, states = look(self.system, self.view, shot, states, shift, self.heads, standing)
             joined = stitcher.add(predictions, stride)
             after = Position(self.reverse, place.start + stride, states, stitcher.state)
             yield self._finished(joined, place, following if is_last else after)
@@ -232,23 +234,19 @@ class _Pass:
             first = self.video.frame_count - place.start - place.final
         return Finished(first, place.final, Predictions(final), self.reverse, after)
 
-    def _queries_in_view(self) -> Queries | None:
-        """The queries in the pixels that the network sees, counted in the direction of the pass."""
-        if self.queries is None:
-            return None
-        frame = self.video.frame_count - 1 - self.queries.frame if self.reverse else self.queries.frame
-        return Queries(frame, self.view.to_view(self.queries.xy))
+    def _queries_in_pass(self) -> Queries | None:
+        """The queries, their frames counted in the direction of the pass."""
+        if self.queries is None or not self.reverse:
+            return self.queries
+        return attrs.evolve(self.queries, frame=self.video.frame_count - 1 - self.queries.frame)
 
 
-def _clip(video: Video, view: View, start: int, window: int, queries: Queries | None) -> Clip:
-    """A window as the network sees it."""
+def _shot(video: Video, start: int, window: int, queries: Queries | None) -> Shot:
+    """A window as it was taken."""
     indices = [mirrored(start + i, video.frame_count) for i in range(window)]
-    intrinsics = None
-    if video.intrinsics is not None:
-        intrinsics = view.intrinsics_to_view(video.intrinsics).expand(1, window, 3, 3)
     if queries is not None:
         queries = attrs.evolve(queries, frame=queries.frame - start)
-    return Clip(view.apply(video.read(indices))[None], video.times(indices)[None].float(), intrinsics, queries)
+    return Shot(video.read(indices), video.times(indices), video.intrinsics, queries)
 
 
 def view_of(rule: ViewConfig, video_size: tuple[int, int], backbone: BackboneSpec) -> View:

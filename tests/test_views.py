@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
-from fourd_core.media.views import View, ViewConfig, center, exact, original, short_side
+from fourd_core.geometry import from_integer_centres
+from fourd_core.media.views import Rule, TiledView, View, ViewConfig, center, exact, original, short_side
+from fourd_core.streaming import mirrored
+
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 def points(*xy: tuple[float, float]) -> Tensor:
@@ -117,15 +128,15 @@ def test_flow_to_video() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.tuples(st.integers(8, 500), st.integers(8, 500)),
+    st.tuples(st.integers(16, 500), st.integers(16, 500)),
     st.integers(1, 300),
     st.sampled_from([(1, 1), (14, 14), (16, 8)]),
     st.sampled_from(["short_side", "center", "original"]),
 )
 def test_every_rule_gives_multiples_and_inverts(
-    video: tuple[int, int], pixels: int, multiple: tuple[int, int], rule: str
+    video: tuple[int, int], pixels: int, multiple: tuple[int, int], rule: Rule
 ) -> None:
-    view = ViewConfig(rule=rule, pixels=pixels).view(video, multiple)  # type: ignore[arg-type]
+    view = ViewConfig(view=rule, pixels=pixels).view_of(video, multiple)
     assert view.size[0] % multiple[0] == 0 < view.size[0]
     assert view.size[1] % multiple[1] == 0 < view.size[1]
     if rule == "center":
@@ -136,14 +147,137 @@ def test_every_rule_gives_multiples_and_inverts(
 
 
 def test_config() -> None:
-    assert ViewConfig().view((720, 1280), (14, 14)).size == (224, 392)
-    assert ViewConfig(rule="exact", height=28, width=42).view((50, 50), (14, 14)).size == (28, 42)
-    with pytest.raises(ValueError, match="needs height and width"):
-        ViewConfig(rule="exact", height=28)
-    with pytest.raises(ValueError, match='belong to the rule "exact", not to "center"'):
-        ViewConfig(rule="center", height=28)
-    with pytest.raises(ValueError, match=r"\(30, 42\) is not, \(28, 42\) would be"):
-        ViewConfig(rule="exact", height=30, width=42).view((50, 50), (14, 14))
+    assert ViewConfig().view_of((720, 1280), (14, 14)).size == (224, 392)
+    resize = ViewConfig(view="resize", height=28, width=42).view_of((50, 50), (14, 14))
+    assert (resize.size, resize.network_size) == ((28, 42), (28, 42))
+    assert ViewConfig(view="resize", height=28).view_of((50, 50)).size == (28, 224)
+    assert ViewConfig(view="resize", resampling="bilinear").view_of((50, 50)).resampling == "bilinear"
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"view": "short_side", "height": 28}, 'height and width belong .* not "short_side"'),
+        ({"view": "center", "tile_side": 300}, 'tile_side .* belong to the view "tiles", not to "center"'),
+        ({"view": "tiles", "tile_side": 224}, "tile_side = 224 is no more than the network sees: 224 x 224"),
+        ({"view": "tiles", "tile_overlap": 0.0}, "tile_overlap is a share"),
+        ({"view": "resize", "width": 0}, "must be above 0"),
+    ],
+)
+def test_keys_that_contradict(keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ViewConfig(**keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "video", "says"),
+    [
+        ({"view": "resize", "height": 30, "width": 42}, (50, 50), "30 x 42 is not, 28 x 42 is"),
+        ({"view": "tiles", "pixels": 30}, (50, 50), "30 x 30 is not, 28 x 28 is"),
+        ({"view": "center", "pixels": 56, "height": 50}, (50, 50), "56 pixels does not fit into frames of 50 x 56"),
+        *(({"view": view}, (1, 400), "frames of 1 x 400 .* are smaller than one patch") for view in RULES),
+        *(({"view": view}, (20, 13), r"20 x 13 .* 14 x 14; name a larger data\.video") for view in RULES),
+    ],
+)
+def test_what_does_not_fit_the_backbone(keys: dict[str, Any], video: tuple[int, int], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ViewConfig(**keys).view_of(video, (14, 14))
+
+
+def test_intrinsics_go_with_the_pixels() -> None:
+    """Where a camera's pixel lands is where its moved pinhole puts the ray."""
+    intrinsics = torch.tensor([[50.0, 0.3, 41], [0, 60, 22], [0, 0, 1]])
+    view = View((48, 80), resized=(64, 90), size=(56, 56), corner=(4, 17))
+    ray = torch.tensor([0.2, -0.1, 1])
+    pixel, seen = intrinsics @ ray, view.intrinsics_to_view(intrinsics) @ ray
+    torch.testing.assert_close(view.to_view(pixel[:2]), seen[:2])
+    torch.testing.assert_close(view.intrinsics_to_video(view.intrinsics_to_view(intrinsics)), intrinsics)
+
+
+REFERENCE = {
+    "none": ({"view": "resize", "pixels": 56}, (0, 12, 15)),
+    "t24": ({"view": "center", "pixels": 56, "height": 56, "width": 75}, (0, 12, 21)),
+    "wide": ({"view": "center", "pixels": 56, "height": 64, "width": 90}, (0, 12, 15)),
+}
+"""How L4P's readers were set when they wrote the stored numbers, as a recipe says it, and the frames that are kept."""
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Tensor]:
+    return load_file(Path(__file__).parent / "data" / "l4p_preprocess.safetensors")
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_l4p_preprocessing(name: str, reference: dict[str, Tensor]) -> None:
+    """Frames (mirrored in time where the clip is too short), pinholes and the grid of queries, as L4P's readers."""
+    keys, kept = REFERENCE[name]
+    frames = reference["in/rgb"].transpose(0, 1)
+    view = ViewConfig(**keys, resampling="bilinear").view_of((48, 80), (14, 14))
+    shown = [mirrored(t, len(frames)) for t in kept]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    seen = (view.apply(frames[shown]) - mean) / std
+    torch.testing.assert_close(seen.transpose(0, 1), reference[f"out/{name}/rgb"], rtol=1e-5, atol=1e-5)
+    before, after = (from_integer_centres(reference[key][:3, :3, 0]) for key in ("in/K", f"out/{name}/K"))
+    torch.testing.assert_close(view.intrinsics_to_view(before), after, rtol=1e-6, atol=1e-5)
+
+
+def pillow_round_trip(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """L4P's reader of videos: shrunk and enlarged again by Pillow, in 8 bits."""
+    image = pytest.importorskip("PIL.Image")
+    picture = image.fromarray(frame.permute(1, 2, 0).numpy())
+    small = picture.resize(size[::-1], image.Resampling.BILINEAR)
+    back = small.resize(picture.size, image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(back)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("video", [(360, 640), (101, 57), (30, 45)])
+def test_round_trip_is_that_of_pillow(video: tuple[int, int]) -> None:
+    """Apart from the last of 256 levels in some pixels, where torch and Pillow round differently."""
+    frame = torch.randint(0, 256, (3, *video), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ours = ViewConfig(view="resize", pixels=112, resampling="round_trip").view_of(video).apply(frame[None])[0]
+    round_trip = pillow_round_trip(frame, (112, 112)).float() / 255
+    theirs = F.interpolate(round_trip[None], (112, 112), mode="bilinear", align_corners=False)[0]
+    assert (ours - theirs).abs().max() < 2.01 / 255
+    assert (ours - theirs).abs().mean() < 0.1 / 255
+    direct = ViewConfig(view="resize", pixels=112, resampling="bilinear").view_of(video).apply(frame[None])[0]
+    assert (direct - theirs).abs().mean() > 10 / 255  # it does matter
+
+
+@pytest.mark.parametrize("video", [(224, 398), (398, 224), (101, 57), (57, 640), (233, 235), (720, 1280)])
+@pytest.mark.parametrize("overlap", [0.1, 0.25, 0.5])
+def test_tiles_cover_the_frame_and_overlap(video: tuple[int, int], overlap: float) -> None:
+    view = ViewConfig(view="tiles", pixels=56, tile_overlap=overlap).view_of(video, (14, 14))
+    assert isinstance(view, TiledView)
+    assert min(view.size) == min(112, max(56, min(video)))
+    assert view.network_size == (56, 56) == view.whole.size
+    for starts, side in zip(view.starts, view.size, strict=True):
+        assert starts[0] == 0
+        assert starts[-1] + 56 == max(side, 56)
+        gaps = [b - a for a, b in pairwise(starts)]
+        assert all(0 < gap <= 56 * (1 - overlap) for gap in gaps)
+        fewer = len(starts) - 1
+        assert not fewer or 56 + (fewer - 1) * int(56 * (1 - overlap)) < side, "one tile less would do"
+    frame = view.apply(torch.rand(1, 3, *video))
+    for tile in view.tiles:
+        (top, left), (height, width) = tile.corner, tile.size
+        assert torch.equal(tile.apply(frame), frame[..., top : top + height, left : left + width])
+
+
+def test_a_video_no_larger_than_a_tile_is_shown_as_a_whole() -> None:
+    view = ViewConfig(view="tiles", pixels=56).view_of((40, 56), (14, 14))
+    assert view == exact((40, 56), (56, 56))
+    assert not isinstance(view, TiledView)
+
+
+def test_tiles_of_a_stated_size_by_hand() -> None:
+    """1000 x 2000 with its shorter side at 400; tiles of 200 x 300 that share a quarter: 3 rows of 3 (step 225)."""
+    config = ViewConfig(view="tiles", height=200, width=300, tile_side=400)
+    view = config.view_of((1000, 2000))
+    assert isinstance(view, TiledView)
+    assert view.size == (400, 800)
+    assert view.starts == ([0, 100, 200], [0, 166, 333, 500])
+    assert view.whole == exact((1000, 2000), (200, 300))
+    assert [view.tiles[i].corner for i in (0, 5, 11)] == [(0, 0), (100, 166), (200, 500)]
 
 
 def test_wrong_sizes_are_refused() -> None:

@@ -1,7 +1,8 @@
 """How a frame of a video becomes a network's input, and how positions and maps find their way back.
 
 A View resizes the whole frame and takes a window of it. Coordinates are continuous with pixel centres at +0.5 (see
-`fourd_core.data`), so resizing multiplies them and the window subtracts its corner; nothing else happens.
+`fourd_core.data`), so resizing multiplies them and the window subtracts its corner; nothing else happens. A TiledView
+shows the frame larger than the network's input, which then sees it in overlapping tiles (`fourd_core.tiles`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fourd_core.geometry import pixel_centres
+
 Size = tuple[int, int]
-Rule = Literal["short_side", "center", "resize", "original"]
+Rule = Literal["short_side", "center", "resize", "tiles", "original"]
+Resampling = Literal["antialias", "bilinear", "round_trip"]
+OVERLAP = 0.25
 
 
 @attrs.frozen
@@ -28,12 +33,19 @@ class View:
         size: height and width of the window, the network's input.
         corner: row and column of the window's top left corner in the resized frame. A window that reaches over the
             right or lower edge is filled up with the frame's last column or row.
+        resampling: how the frame is resized, see `ViewConfig`.
     """
 
     video_size: Size
     resized: Size
     size: Size
     corner: Size = (0, 0)
+    resampling: Resampling = "antialias"
+
+    @property
+    def network_size(self) -> Size:
+        """Height and width of what the network sees at a time."""
+        return self.size
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -48,13 +60,9 @@ class View:
         """
         if tuple(frames.shape[-2:]) != self.video_size:
             raise ValueError(f"this view is made for frames of {self.video_size}, got {tuple(frames.shape[-2:])}")
-        values = frames.float() / 255 if frames.dtype == torch.uint8 else frames
-        if self.resized != self.video_size:
-            flat = values.reshape(-1, *values.shape[-3:])
-            flat = F.interpolate(flat, self.resized, mode="bilinear", align_corners=False, antialias=True)
-            # A sum of weights may exceed one by a rounding error.
-            values = flat.clamp(0, 1).reshape(*values.shape[:-2], *self.resized)
-        return _window(values, self.corner, self.size)
+        flat = frames.reshape(-1, *frames.shape[-3:])
+        values = _resample(flat, self.resized, self.resampling)
+        return _window(values, self.corner, self.size).reshape(*frames.shape[:-2], *self.size)
 
     def to_view(self, xy: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 2"]:
         """Positions `(x, y)` in the video as positions in the view."""
@@ -70,24 +78,22 @@ class View:
 
     def visible(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """The part of the video's frame that the view shows: its corners (x, y), top left and bottom right."""
-        ends = torch.tensor([[0.0, 0.0], [self.size[1], self.size[0]]])
+        ends = torch.tensor([[0, 0], [self.size[1], self.size[0]]], dtype=torch.float64)
         (left, top), (right, bottom) = self.to_video(ends).tolist()
         return (left, top), (min(right, float(self.video_size[1])), min(bottom, float(self.video_size[0])))
 
+    # Row by row and not as a product of matrices, which autocast would compute in half precision.
     def intrinsics_to_view(self, intrinsics: Float[Tensor, "*t 3 3"]) -> Float[Tensor, "*t 3 3"]:
         """Pinhole matrices in pixels of the video as such in pixels of the view."""
-        seen: Tensor = self._pixel_map(intrinsics) @ intrinsics
-        return seen
+        (sx, sy), (top, left) = self.scale, self.corner
+        x, y, one = intrinsics.unbind(-2)
+        return torch.stack([sx * x - left * one, sy * y - top * one, one], -2)
 
     def intrinsics_to_video(self, intrinsics: Float[Tensor, "*t 3 3"]) -> Float[Tensor, "*t 3 3"]:
         """Pinhole matrices in pixels of the view as such in pixels of the video."""
-        back: Tensor = torch.linalg.inv(self._pixel_map(intrinsics)) @ intrinsics
-        return back
-
-    def _pixel_map(self, like: Tensor) -> Float[Tensor, "3 3"]:
-        """Homogeneous positions in the video to positions in the view."""
         (sx, sy), (top, left) = self.scale, self.corner
-        return like.new_tensor([[sx, 0, -left], [0, sy, -top], [0, 0, 1]])
+        x, y, one = intrinsics.unbind(-2)
+        return torch.stack([(x + left * one) / sx, (y + top * one) / sy, one], -2)
 
     def restore(self, maps: Float[Tensor, "*t c y x"], fill: float = float("nan")) -> Float[Tensor, "*t c h w"]:
         """Maps over the view as maps at the video's pixels, bilinear; `fill` where the view shows nothing.
@@ -99,13 +105,53 @@ class View:
         """
         if tuple(maps.shape[-2:]) != self.size:
             raise ValueError(f"this view gives maps of {self.size}, got {tuple(maps.shape[-2:])}")
-        xy = self.to_view(_pixel_centres(self.video_size, maps.device))
-        height, width = self.size
-        grid = xy * xy.new_tensor([2 / width, 2 / height]) - 1
-        flat = maps.float().reshape(-1, *maps.shape[-3:])
-        flat = F.grid_sample(flat, grid.expand(len(flat), -1, -1, -1), padding_mode="border", align_corners=False)
-        outside = ((xy < 0) | (xy > xy.new_tensor([width, height]))).any(-1)
-        return flat.masked_fill(outside, fill).reshape(*maps.shape[:-2], *self.video_size).to(maps.dtype)
+        if self.video_size == self.resized == self.size and self.corner == (0, 0):
+            return maps
+        xy = self.to_view(pixel_centres(self.video_size).to(maps.device))
+        extent = xy.new_tensor(self.size[::-1])
+        grid, outside = (xy * (2 / extent) - 1)[None], ((xy < 0) | (xy > extent)).any(-1)
+        restored = maps.new_empty(*maps.shape[:-2], *self.video_size)
+        # One frame after the other: at the video's pixels every copy of a window counts.
+        flat, targets = maps.reshape(-1, *maps.shape[-3:]), restored.view(-1, *restored.shape[-3:])
+        for frame, target in zip(flat, targets, strict=True):
+            values = F.grid_sample(frame[None].float(), grid, padding_mode="border", align_corners=False)[0]
+            target.copy_(values.masked_fill_(outside, fill))
+        return restored
+
+
+@attrs.frozen(kw_only=True)
+class TiledView(View):
+    """The whole frame at `size`, which the network sees in overlapping tiles, and once as a whole.
+
+    Attributes:
+        tile: height and width of the network's input.
+        overlap: the least share of its side that a tile has in common with the next one.
+    """
+
+    tile: Size
+    overlap: float = OVERLAP
+
+    @property
+    def network_size(self) -> Size:
+        """Height and width of what the network sees at a time."""
+        return self.tile
+
+    @property
+    def whole(self) -> View:
+        """The whole frame of the video at the network's size."""
+        return View(self.video_size, self.tile, self.tile, resampling=self.resampling)
+
+    @property
+    def starts(self) -> tuple[list[int], list[int]]:
+        """The rows and the columns of the frame at `size` in which tiles begin: all their pairs are corners."""
+        rows, columns = (_starts(*sides, self.overlap) for sides in zip(self.size, self.tile, strict=True))
+        return rows, columns
+
+    @property
+    def tiles(self) -> list[View]:
+        """The tiles, each as a view of the frame at `size`."""
+        rows, columns = self.starts
+        return [View(self.size, self.size, self.tile, (row, column)) for row in rows for column in columns]
 
 
 def short_side(video_size: Size, pixels: int, multiple: Size = (1, 1)) -> View:
@@ -119,11 +165,23 @@ def exact(video_size: Size, size: Size) -> View:
     return View(video_size, resized=size, size=size)
 
 
-def center(video_size: Size, pixels: int, multiple: Size = (1, 1)) -> View:
-    """The middle square of `pixels` (rounded to the multiple) after resizing so that it just fits into the frame."""
+def center(
+    video_size: Size, pixels: int, multiple: Size = (1, 1), height: int | None = None, width: int | None = None
+) -> View:
+    """The middle square of `pixels` (rounded to the multiple) after resizing.
+
+    Args:
+        height: of the resized frame; none: so that the square just fits into it.
+        width: likewise.
+    Raises:
+        ValueError: the square is larger than the resized frame.
+    """
     size = _rounded((pixels, pixels), multiple)
     scale = max(size[0] / video_size[0], size[1] / video_size[1])
-    resized = max(size[0], round(video_size[0] * scale)), max(size[1], round(video_size[1] * scale))
+    fitting = max(size[0], round(video_size[0] * scale)), max(size[1], round(video_size[1] * scale))
+    resized = height or fitting[0], width or fitting[1]
+    if resized[0] < size[0] or resized[1] < size[1]:
+        raise ValueError(f"a square of {size[0]} pixels does not fit into frames of {_by(resized)} (height x width)")
     return View(video_size, resized, size, ((resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2))
 
 
@@ -133,49 +191,121 @@ def original(video_size: Size, multiple: Size = (1, 1)) -> View:
     return View(video_size, resized=video_size, size=size)
 
 
+def tiled(video_size: Size, tile: Size, side: int, overlap: float = OVERLAP) -> View:
+    """Tiles over the frame with its shorter side at `side`, or at its own size where that is smaller.
+
+    A side of the frame that is shorter than the tile's is stretched to it. A video that has no more pixels than a tile
+    is shown as a whole only.
+    """
+    scale = min(side / min(video_size), 1)
+    size = max(tile[0], round(video_size[0] * scale)), max(tile[1], round(video_size[1] * scale))
+    if size == tile:
+        return exact(video_size, tile)
+    return TiledView(video_size, size, size, tile=tile, overlap=overlap)
+
+
 @attrs.frozen(kw_only=True)
 class ViewConfig:
     """How a recipe says what the network sees of a frame; a part of the section `[data]`."""
 
     view: Rule = "short_side"
     """short_side: all of the frame, its shorter side at `pixels`; center: its middle square of `pixels`; resize: all of
-    the frame at `height` by `width`, whatever becomes of its proportions; original: no resizing."""
+    the frame at `height` by `width`, whatever becomes of its proportions; tiles: resize, and overlapping tiles of the
+    same size over a larger frame, which sharpen maps and tracks; original: no resizing."""
     pixels: int = attrs.field(default=224, validator=attrs.validators.gt(0))
-    """The shorter side (short_side) or the square's side (center, resize); every side is rounded to what the backbone
-    accepts, which may change the proportions by a few percent."""
+    """The shorter side (short_side) or the square's side (center, resize, tiles); every side is rounded to what the
+    backbone accepts, which may change the proportions by a few percent."""
     height: int | None = None
-    """Rows, for the view resize; none: `pixels`."""
+    """Rows of the network's input (resize, tiles; none: `pixels`), or of the frame before its middle is taken (center;
+    none: as few as will do)."""
     width: int | None = None
-    """Columns, for the view resize; none: `pixels`."""
+    """Columns, likewise."""
+    tile_side: int | None = None
+    """The shorter side of the frame over which tiles are laid; none: twice the network's. A video is not enlarged."""
+    tile_overlap: float = OVERLAP
+    """The least share of its side that a tile has in common with the next one."""
+    resampling: Resampling = "antialias"
+    """antialias: a pixel is the mean of what it covers; bilinear: of the nearest four, which aliases where much is left
+    out; round_trip: antialias in 8 bits to the network's size and back, then bilinear. The published weights of L4P
+    have seen round_trip."""
 
     def __attrs_post_init__(self) -> None:
-        if self.view != "resize" and (self.height, self.width) != (None, None):
-            raise ValueError(f'height and width belong to the view "resize", not to "{self.view}"')
-        if min(self.height or 1, self.width or 1) < 1:
+        if self.view not in ("resize", "center", "tiles") and (self.height, self.width) != (None, None):
+            raise ValueError(f'height and width belong to the views "resize", "center" and "tiles", not "{self.view}"')
+        if any(side is not None and side < 1 for side in (self.height, self.width)):
             raise ValueError("height and width must be above 0")
+        if self.view != "tiles" and (self.tile_side, self.tile_overlap) != (None, OVERLAP):
+            raise ValueError(f'tile_side and tile_overlap belong to the view "tiles", not to "{self.view}"')
+        if self.tile_side is not None and self.tile_side <= min(self._stated):
+            raise ValueError(f"tile_side = {self.tile_side} is no more than the network sees: {_by(self._stated)}")
+        if not 0 < self.tile_overlap <= 0.75:
+            raise ValueError(f"tile_overlap is a share of a tile's side, above 0 and at most 0.75: {self.tile_overlap}")
+
+    @property
+    def _stated(self) -> Size:
+        return self.height or self.pixels, self.width or self.pixels
 
     def view_of(self, video_size: Size, multiple: Size = (1, 1)) -> View:
         """The view of a video of this size for a backbone that takes multiples of `multiple` (rows, columns).
 
         Raises:
-            ValueError: a stated size that is no multiple.
+            ValueError: a stated size that is no multiple; a video smaller than one patch.
         """
+        if video_size[0] < multiple[0] or video_size[1] < multiple[1]:
+            raise ValueError(
+                f"frames of {_by(video_size)} (height x width) are smaller than one patch of the backbone, "
+                f"{_by(multiple)}; name a larger data.video"
+            )
+        return attrs.evolve(self._plain_view(video_size, multiple), resampling=self.resampling)
+
+    def _plain_view(self, video_size: Size, multiple: Size) -> View:
         if self.view == "short_side":
             return short_side(video_size, self.pixels, multiple)
         if self.view == "center":
-            return center(video_size, self.pixels, multiple)
+            return center(video_size, self.pixels, multiple, self.height, self.width)
         if self.view == "original":
             return original(video_size, multiple)
-        size = self.height or self.pixels, self.width or self.pixels
-        if size != _rounded(size, multiple):
-            near = _rounded(size, multiple)
-            raise ValueError(f"height and width must be multiples of {multiple}: {size} is not, {near} would be")
-        return exact(video_size, size)
+        size, near = self._stated, _rounded(self._stated, multiple)
+        if size != near:
+            raise ValueError(f"height x width must be multiples of {_by(multiple)}: {_by(size)} is not, {_by(near)} is")
+        if self.view == "resize":
+            return exact(video_size, size)
+        return tiled(video_size, size, self.tile_side or 2 * min(size), self.tile_overlap)
 
 
 def _rounded(size: tuple[int | float, int | float], multiple: Size) -> Size:
     height, width = (max(1, round(side / step)) * step for side, step in zip(size, multiple, strict=True))
     return height, width
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _starts(side: int, tile: int, overlap: float) -> list[int]:
+    """Where the fewest tiles begin that cover a side and overlap by at least this share, evenly."""
+    step = max(1, int(tile * (1 - overlap)))
+    last = -(-(side - tile) // step)
+    return [i * (side - tile) // last for i in range(last + 1)] if last else [0]
+
+
+def _resample(
+    frames: UInt8[Tensor, "t c h w"] | Float[Tensor, "t c h w"], size: Size, resampling: Resampling
+) -> Float[Tensor, "t c y x"]:
+    own = frames.shape[-2], frames.shape[-1]
+    if resampling == "round_trip" and size != own:
+        # In the frames' own type: torch's rounding of 8-bit frames is within 1 of Pillow's, which L4P's readers use.
+        frames = _averaged(_averaged(frames, size), own)
+    values = frames.float() / 255 if frames.dtype == torch.uint8 else frames
+    if size == own:
+        return values
+    if resampling == "antialias":
+        return _averaged(values, size).clamp(0, 1)  # a sum of weights may exceed one by a rounding error
+    return F.interpolate(values, size, mode="bilinear", align_corners=False)
+
+
+def _averaged(frames: Tensor, size: Size) -> Tensor:
+    return F.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _window(values: Float[Tensor, "*t c h w"], corner: Size, size: Size) -> Float[Tensor, "*t c y x"]:
@@ -185,8 +315,3 @@ def _window(values: Float[Tensor, "*t c h w"], corner: Size, size: Size) -> Floa
     rows = torch.arange(corner[0], corner[0] + size[0], device=values.device).clamp(max=height - 1)
     columns = torch.arange(corner[1], corner[1] + size[1], device=values.device).clamp(max=width - 1)
     return values[..., rows[:, None], columns]
-
-
-def _pixel_centres(size: Size, device: torch.device) -> Float[Tensor, "h w 2"]:
-    y, x = (torch.arange(side, device=device, dtype=torch.float32) + 0.5 for side in size)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
