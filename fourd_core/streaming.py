@@ -221,13 +221,14 @@ class _Pass:
             shift, standing = None if is_last else stride, stitcher.state
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 predictions, states = look(self.system, self.view, shot, states, shift, self.heads, standing)
-            joined = stitcher.add(predictions, stride)
+            joined = stitcher.add(_in_fp32(predictions), stride)
             after = Position(self.reverse, place.start + stride, states, stitcher.state)
             yield self._finished(joined, place, following if is_last else after)
 
     def _finished(self, joined: Predictions, place: Window, after: Position | None) -> Finished:
         final = {name: in_video(item.frames(0, place.final), self.view, self.config.pixels)
                  for name, item in joined.items()}  # fmt: skip
+        final = {name: item.map(lambda tensor: tensor.cpu()) for name, item in final.items()}
         first = place.start
         if self.reverse:
             final = {name: item.map(lambda tensor: tensor.flip(1)) for name, item in final.items()}
@@ -239,6 +240,15 @@ class _Pass:
         if self.queries is None or not self.reverse:
             return self.queries
         return attrs.evolve(self.queries, frame=self.video.frame_count - 1 - self.queries.frame)
+
+
+def _in_fp32(predictions: Predictions) -> Predictions:
+    """What half precision computed is joined from window to window in single precision."""
+
+    def single(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+    return Predictions({name: item.map(single) for name, item in predictions.items()})
 
 
 def _shot(video: Video, start: int, window: int, queries: Queries | None) -> Shot:
