@@ -115,6 +115,11 @@ def test_a_free_licence_is_shown_and_not_asked_for(server: FileServer, fourd: Fo
     assert f"SHA-256: {digest} (not compared: none is published" in said and "licence: Apache-2.0" in said
     said = fourd("weights", "pull", "free", "--from", "published.ckpt", "--sha256", digest, check=0).stdout
     assert "(as given)" in said
+    path = tmp_path / "cache" / "acme-free" / "free" / "tiny.ckpt"
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+    assert "free: has the SHA-256" in fourd("weights", "verify", check=2).stdout
 
 
 def test_what_is_interrupted_or_damaged_is_seen(server: FileServer, fourd: Fourd, cached: Path) -> None:

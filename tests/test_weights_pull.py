@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import attrs
 import fsspec
 import pytest
 import torch
@@ -26,7 +27,7 @@ from fourd_core.errors import WeightsError
 from fourd_core.weights import fetch, read_state_dict, sha256_of, sources
 from fourd_core.weights.assets import find
 from fourd_core.weights.cache import read_manifest
-from fourd_core.weights.pull import pull
+from fourd_core.weights.pull import is_here, problem_of, pull
 
 FILE = "l4p_v1.ckpt"
 CHUNK = 4096
@@ -136,13 +137,14 @@ def test_a_file_that_changed_in_between_is_fetched_anew(
     assert pull(find("l4p")).read_bytes() == other
 
 
-def test_a_file_of_another_length_is_fetched_anew(place: Place, server: FileServer, tmp_path: Path) -> None:
+def test_a_file_of_another_length_is_fetched_anew(place: Place, server: FileServer) -> None:
     place.install()
     server.tags = False
-    for more in (100, -6000):
+    for length in (30_000, 9001, 7000):  # longer; hardly longer and shorter than what is here already
+        server.files[f"/{FILE}"] = b"PK\x03\x04" + bytes(20_000)
         server.faults = [Fault(cut=9000), *[Fault(status=500)] * 4]
         refusal()
-        other = b"PK\x03\x04" + bytes(range(256)) * 50 + bytes(more + 6000)
+        other = b"PK\x03\x04" + b"x" * length
         server.files[f"/{FILE}"] = other
         assert pull(find("l4p")).read_bytes() == other
         (place.folder / FILE).unlink()
@@ -222,8 +224,23 @@ def test_what_stands_in_the_place_of_the_file(place: Place, server: FileServer) 
         (b"", "an empty file"),
     ):
         server.files[f"/{FILE}"] = data
+        server.faults = [Fault(cut=CHUNK)]
+        del server.requests[:]
         assert text in refusal()
         assert place.names() == []
+        assert len(server.requests) == 1  # the first bytes were enough
+
+
+def test_a_hash_that_is_published_later(place: Place, server: FileServer, content: bytes) -> None:
+    """A plugin learns the right SHA-256 after somebody fetched the file, or names another file."""
+    place.install()
+    pull(find("l4p"))
+    later = find("l4p")
+    asset = attrs.evolve(later.asset, sha256=hashlib.sha256(content).hexdigest())
+    assert problem_of(attrs.evolve(later, asset=asset)) is None
+    later = attrs.evolve(later, asset=attrs.evolve(asset, sha256="0" * 64))
+    assert "not the published 000" in str(problem_of(later))
+    assert not is_here(later)
 
 
 def test_what_the_server_refuses(place: Place, server: FileServer) -> None:
@@ -383,6 +400,22 @@ def test_one_process_at_a_time(place: Place, content: bytes) -> None:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert "another process is fetching" in refusal()
     assert pull(find("l4p")).read_bytes() == content
+
+
+def test_another_process_finishes_first(place: Place, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between our opening the part and our locking it, it has become the file: that one must not be touched."""
+    place.install()
+    place.folder.mkdir(parents=True)
+    (place.folder / f"{FILE}.part").write_bytes(content)
+    lock = fcntl.flock
+
+    def late(handle: Any, operation: int) -> None:
+        (place.folder / f"{FILE}.part").rename(place.folder / FILE)
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert "another process has just fetched" in refusal()
+    assert (place.folder / FILE).read_bytes() == content
 
 
 def test_silence_is_a_broken_connection(place: Place, server: FileServer, content: bytes,

@@ -70,12 +70,17 @@ def read_manifest(path: Path) -> Manifest | None:
         return None
 
 
-def problem_of(path: Path) -> str | None:
-    """Why a file in the cache cannot be the one that was fetched, as far as a glance tells; `verify` reads it."""
+def problem_of(known: Known) -> str | None:
+    """Why the file of an asset is not the published one, as far as a glance tells; `fourd weights verify` reads it."""
+    path, published = path_of(known), known.asset.sha256
     manifest, size = read_manifest(path), path.stat().st_size
     if manifest is None:
         return "has no manifest"
-    return f"has {size} bytes, not the {manifest.size} that were fetched" if size != manifest.size else None
+    if size != manifest.size:
+        return f"has {size} bytes, not the {manifest.size} that were fetched"
+    if published not in (None, manifest.sha256):
+        return f"has the SHA-256 {manifest.sha256}, not the published {published}"
+    return None
 
 
 def how_to_fetch(known: Known, name: str) -> str:
@@ -109,7 +114,7 @@ def resolve(reference: str) -> Path:
             f"the weights {name} ({known.asset.summary}; licence: {known.asset.terms}) are not here; "
             f"fetch them with: {how_to_fetch(known, name)}"
         )
-    if problem := problem_of(path):
+    if problem := problem_of(known):
         raise WeightsError(f"{path} {problem}; fetch it again with: {how_to_fetch(known, name)}")
     return path
 

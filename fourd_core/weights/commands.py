@@ -49,7 +49,7 @@ def _list(_options: argparse.Namespace) -> int:
 def _state(known: Known) -> str:
     path = cache.path_of(known)
     if path.is_file():
-        return "DAMAGED" if cache.problem_of(path) else "here"
+        return "DAMAGED" if cache.problem_of(known) else "here"
     part = cache.part_path(path)
     return f"{readable(part.stat().st_size)} fetched" if part.is_file() else "not here"
 
