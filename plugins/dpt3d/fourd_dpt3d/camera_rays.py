@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from fourd_core.data import Cameras, Clip, Tokens
 from fourd_core.errors import RecipeError
@@ -25,7 +25,7 @@ class CameraRays(DecoderHead):
     Source: Badki et al., L4P (arXiv 2502.13078), camera pose estimation.
     """
 
-    task, channels, unit = "camray", 6, UP_TO_SCALE
+    task, kind, channels, unit = "camray", "cameras", 6, UP_TO_SCALE
 
     @attrs.frozen
     class Config(HeadConfig):
@@ -47,15 +47,22 @@ class CameraRays(DecoderHead):
         """Bring each window's cameras and depth into the first one's world, or leave each window in its own."""
         depth: str = "depth"
         """Name of the depth head that is stitched jointly with this one."""
-        point_share: float = attrs.field(
-            default=0.1, validator=[attrs.validators.gt(0), attrs.validators.le(1)]
-        )  # fmt: skip
+        point_share: float = attrs.field(default=0.1, validator=[attrs.validators.gt(0), attrs.validators.le(1)])
         """Part of the points of some shared frames by which two windows are joined."""
 
     def __init__(self, config: Config, backbone: BackboneSpec) -> None:
         super().__init__(config, backbone)
         self.camera_config = config
+        # A fresh decoder's rays look ahead: what is found of rays in all directions is noise.
+        bias = self.dpt.last.bias
+        assert bias is not None
+        nn.init.zeros_(bias).data[2] = 1.0
         self.stitch = JointSimilarity(config.depth, config.point_share) if config.stitch == "joint" else Overwrite()
+
+    @classmethod
+    def example(cls) -> Any:
+        """A narrow decoder of few rays; the cameras of a fresh decoder's rays shake less the fewer they are."""
+        return attrs.evolve(super().example(), ray_grid=4)
 
     def forward(self, tokens: Tokens, clip: Clip) -> Cameras:
         """A camera for every frame, with the clip's intrinsics where it states them.
@@ -67,7 +74,7 @@ class CameraRays(DecoderHead):
         if intrinsics is not None and self.camera_config.later_poses == "assumed":
             return self.cameras(rays, clip.size, intrinsics, self._assumed(clip))
         if intrinsics is None and self.camera_config.intrinsics == "known":
-            if not clip.frames.is_meta:  # where shapes are looked at before any data
+            if not clip.frames.is_meta:  # a recipe that is being checked
                 raise RecipeError(
                     'a camera_rays head has intrinsics = "known", and nobody states them: give [data] '
                     'intrinsics = [fx, fy, cx, cy], or have them estimated by intrinsics = "shared"'

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import attrs
 import torch
@@ -88,6 +88,11 @@ class Decoder3D(nn.Module):
             nn.Conv3d(last, last, 3, padding=1), nn.ReLU(inplace=True), nn.Conv3d(last, channels, 1)
         )
 
+    @property
+    def last(self) -> nn.Conv3d:
+        """The last layer, from which each number comes."""
+        return cast(nn.Conv3d, self.head2[2])
+
     def forward(
         self, maps: Sequence[Float[Tensor, "b _ _ _ _"]], size: tuple[int, int, int]
     ) -> Float[Tensor, "b c t h w"]:
@@ -100,7 +105,7 @@ class Decoder3D(nn.Module):
         hidden = self.head2[1](self.head2[0](decoded))
         # Also under autocast: numbers such as a flow of 60 pixels have steps of a quarter pixel in bfloat16.
         with torch.autocast("cpu" if hidden.is_meta else hidden.device.type, enabled=False):
-            answer: Tensor = self.head2[2](hidden.to(self.head2[2].weight.dtype))
+            answer: Tensor = self.last(hidden.to(self.last.weight.dtype))
         return answer
 
     def fused(self, maps: Sequence[Float[Tensor, "b _ _ _ _"]]) -> Float[Tensor, "b f t h w"]:

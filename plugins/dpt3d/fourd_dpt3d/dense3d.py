@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import attrs
 from jaxtyping import Float
@@ -41,7 +41,7 @@ class DecoderHead(Head):
         task: the head's name in L4P's checkpoints.
     """
 
-    task: ClassVar[str]
+    task: str
 
     def __init__(self, config: HeadConfig, backbone: BackboneSpec) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class DecoderHead(Head):
 class Dense3D(DecoderHead):
     """A head that predicts a map for each frame."""
 
-    kind: ClassVar[MapKind]
+    kind: MapKind
 
     def raw(self, tokens: Tokens, clip: Clip) -> Float[Tensor, "b t c h w"]:
         """The decoder's answer for each pixel, as it is: log depth, flow, logits."""
