@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import fsspec
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from fourd_core.data import Queries
-from fourd_core.errors import RecipeError
+from fourd_core.errors import MediaError, RecipeError
 from fourd_core.interfaces import Video
 from fourd_core.media.video import open_video
-from fourd_core.media.views import View
+from fourd_core.media.views import TiledView, View
 from fourd_core.recipe.schema import QueriesConfig
 
-Point = tuple[float, float, float]
-"""Frame, x, y."""
+
+class Points(NamedTuple):
+    """Rows of frame, x, y, and what to call each in a message."""
+
+    rows: Float64[Tensor, "n 3"]
+    name: Callable[[int], str]
 
 
 def queries_for(config: QueriesConfig | None, video: Video, view: View) -> Queries | None:
@@ -31,18 +35,12 @@ def queries_for(config: QueriesConfig | None, video: Video, view: View) -> Queri
     """
     if config is None:
         return None
-    points = [(f"point {i}", point) for i, point in enumerate(config.points)]
+    groups = [Points(_rows(config.points), "point {}".format)]
     if config.file is not None:
-        points += [(f"{config.file}, row {i}", point) for i, point in _read_points(config.file)]
+        groups.append(_read_points(config.file))
     if config.grid is not None:
-        frames = [_frame_number(frame, video) for frame in config.frames]
-        points += [("grid", (frame, x, y)) for frame in frames for x, y in _grid(config, video, view)]
-    for name, point in points:
-        _check(name, point, video, view)
-    if not points:
-        raise RecipeError("[queries] names no point: set grid, points or file (and see that the mask is not empty)")
-    frame, x, y = zip(*(point for _, point in points), strict=True)
-    return Queries(torch.tensor([[int(f) for f in frame]]), torch.stack([torch.tensor(x), torch.tensor(y)], -1)[None])
+        groups.append(_grid(config, video, view))
+    return _checked(groups, video, view)
 
 
 def queries_from(points: Iterable[Iterable[float]] | Tensor | int, video: Video, view: View) -> Queries:
@@ -52,77 +50,137 @@ def queries_from(points: Iterable[Iterable[float]] | Tensor | int, video: Video,
         RecipeError: as `queries_for`.
     """
     if isinstance(points, int):
-        config = QueriesConfig(grid=points)
-    else:
-        rows = torch.as_tensor(points if isinstance(points, Tensor) else [list(row) for row in points]).tolist()
-        if any(len(row) != 3 for row in rows):
+        if points < 1:
+            raise RecipeError(f"queries = {points}: a grid has at least one point along each side")
+        return _checked([_grid(QueriesConfig(grid=points), video, view)], video, view)
+    rows = points if isinstance(points, Tensor) else [tuple(row) for row in points]
+    return _checked([Points(_rows(rows), "point {}".format)], video, view)
+
+
+def _rows(points: Iterable[tuple[float, ...]] | Tensor) -> Float64[Tensor, "n 3"]:
+    if not isinstance(points, Tensor):
+        points = list(points)
+        if any(len(row) != 3 for row in points):
             raise RecipeError("queries are rows of three numbers: frame, x, y")
-        config = QueriesConfig(points=tuple((row[0], row[1], row[2]) for row in rows))
-    found = queries_for(config, video, view)
-    assert found is not None
-    return found
+    rows = torch.as_tensor(points, dtype=torch.float64, device="cpu")
+    if rows.numel() and rows.shape[1:] != (3,):
+        raise RecipeError(f"queries are rows of three numbers, frame, x, y; got a tensor of {tuple(rows.shape)}")
+    return rows.reshape(-1, 3)
+
+
+def _grid(config: QueriesConfig, video: Video, view: View) -> Points:
+    """The grid in each of the frames, those of its points that lie inside the mask."""
+    assert config.grid is not None
+    xy = _cells(config.grid, view) if config.grid_places == "cells" else _pixels(config.grid, view)
+    if config.mask is not None:
+        xy = xy[_inside(config.mask, xy, video)]
+        if not len(xy):
+            raise RecipeError(
+                f"[queries] mask: {config.mask} is black at every point of the grid of {config.grid} x {config.grid}; "
+                "use another mask or a finer grid"
+            )
+    frames = [_frame_number(frame, video) for frame in config.frames]
+    rows = [torch.cat([xy.new_full((len(xy), 1), frame), xy], 1) for frame in frames]
+    return Points(torch.cat(rows), "grid point {}".format)
 
 
 def _frame_number(frame: int, video: Video) -> int:
-    return frame + video.frame_count if frame < 0 else frame
+    count = video.frame_count
+    if not -count <= frame < count:
+        raise RecipeError(
+            f"[queries] frames: {frame} lies outside the video: {video.name} has the frames 0 to {count - 1} "
+            f"(or -{count} to -1)"
+        )
+    return frame % count
 
 
-def _grid(config: QueriesConfig, video: Video, view: View) -> list[tuple[float, float]]:
-    """The centres of `grid` x `grid` equal cells over what the view shows, those inside the mask."""
-    assert config.grid is not None
+def _cells(count: int, view: View) -> Float64[Tensor, "n 2"]:
+    """The centres of `count` x `count` equal cells over what the view shows, row by row."""
     (left, top), (right, bottom) = view.visible()
-    place = (torch.arange(config.grid) + 0.5) / config.grid
-    y, x = torch.meshgrid(top + place * (bottom - top), left + place * (right - left), indexing="ij")
-    xy = torch.stack([x.flatten(), y.flatten()], -1)
-    if config.mask is not None:
-        xy = xy[_inside(config.mask, xy, video)]
-    return [(float(x), float(y)) for x, y in xy.tolist()]
+    place = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return torch.cartesian_prod(top + place * (bottom - top), left + place * (right - left)).flip(1)
 
 
-def _inside(mask: str, xy: Float[Tensor, "n 2"], video: Video) -> Bool[Tensor, " n"]:
-    """Which points lie where a picture of the video's proportions is brighter than black."""
-    picture = open_video(mask)
+def _pixels(count: int, view: View) -> Float64[Tensor, "n 2"]:
+    """The pixels of the network's input nearest to the top left corners of those cells. Source: L4P's readers."""
+    seen = view.whole if isinstance(view, TiledView) else view
+    place = torch.arange(count, dtype=torch.float64) / count
+    y, x = ((place * (side - 1)).round() + 0.5 for side in seen.size)
+    xy = seen.to_video(torch.cartesian_prod(y, x).flip(1))
+    return xy[(xy <= xy.new_tensor(view.video_size[::-1])).all(1)]  # the view "original" may be filled up
+
+
+def _inside(mask: str, xy: Float64[Tensor, "n 2"], video: Video) -> Bool[Tensor, " n"]:
+    """Which points lie where a picture of the video's frame, of any size, is brighter than black."""
+    try:
+        picture = open_video(mask)
+        bright = picture.read([0])[0].amax(0) > 0
+    except MediaError as error:
+        raise RecipeError(f"[queries] mask: {error}") from error
     h, w = picture.size
-    bright = picture.read([0])[0].amax(0) > 0
     column = (xy[:, 0] * (w / video.size[1])).long().clamp(0, w - 1)
     row = (xy[:, 1] * (h / video.size[0])).long().clamp(0, h - 1)
     return bright[row, column]
 
 
-def _read_points(location: str) -> list[tuple[int, Point]]:
-    """Rows `frame,x,y` of a text file by their number; a header is skipped."""
+def _read_points(location: str) -> Points:
+    """Rows `frame,x,y` of a text file; a header and empty lines are skipped."""
     try:
         with fsspec.open(location, "rt", encoding="utf-8") as handle:
-            rows = list(csv.reader(io.StringIO(handle.read())))
+            lines = list(csv.reader(io.StringIO(handle.read())))
     except (OSError, ValueError, ImportError) as error:
         raise RecipeError(f"[queries] file: {location} cannot be read ({error})") from error
-    found: list[tuple[int, Point]] = []
-    for number, row in enumerate(rows, 1):
+    numbers: list[int] = []
+    rows: list[tuple[float, ...]] = []
+    for number, line in enumerate(lines, 1):
         try:
-            frame, x, y = (float(item) for item in row)
+            frame, x, y = (float(item) for item in line)
         except ValueError:
-            if number == 1 or not row:
+            if number == 1 or not line:
                 continue
             raise RecipeError(
-                f"[queries] file: row {number} of {location} is {','.join(row)!r}, expected three numbers: frame,x,y"
+                f"[queries] file: row {number} of {location} is {','.join(line)!r}, expected three numbers: frame,x,y"
             ) from None
-        found.append((number, (frame, x, y)))
-    return found
+        numbers.append(number)
+        rows.append((frame, x, y))
+    return Points(_rows(rows), lambda i: f"{location}, row {numbers[i]}")
 
 
-def _check(name: str, point: Point, video: Video, view: View) -> None:
-    frame, x, y = point
-    height, width = video.size
-    where = f"[queries] {name} (frame {frame:g}, x {x:g}, y {y:g})"
-    if not all(map(math.isfinite, point)) or frame != int(frame):
-        raise RecipeError(f"{where}: the frame must be a whole number and x and y finite")
-    if not 0 <= frame < video.frame_count:
-        raise RecipeError(f"{where} lies outside the video: {video.name} has the frames 0 to {video.frame_count - 1}")
-    if not (0 <= x <= width and 0 <= y <= height):
-        raise RecipeError(f"{where} lies outside the frame: {video.name} is {width} wide and {height} high")
+def _checked(groups: list[Points], video: Video, view: View) -> Queries:
+    for group in groups:
+        _check(group, video, view)
+    rows = torch.cat([group.rows for group in groups])
+    if not len(rows):
+        raise RecipeError("[queries] names no point: set grid, points or file")
+    return Queries(rows[None, :, 0].long(), rows[None, :, 1:].float())
+
+
+def _check(points: Points, video: Video, view: View) -> None:
+    """Refuse the first point that lies where nothing can be followed. The border of the frame belongs to it."""
+    frame, x, y = points.rows.unbind(1)
+    count, (height, width) = video.frame_count, video.size
     (left, top), (right, bottom) = view.visible()
-    if not (left <= x <= right and top <= y <= bottom):
-        raise RecipeError(
-            f"{where} lies outside what the network sees, x {left:g} to {right:g} and y {top:g} to {bottom:g}; "
-            'use data.view = "resize" to show it the whole frame'
-        )
+    faults = [
+        (
+            ~points.rows.isfinite().all(1) | (frame != frame.floor()),
+            ": the frame must be a whole number and x and y finite",
+        ),
+        (
+            (frame < 0) | (frame >= count),
+            f" lies outside the video: {video.name} has the frames 0 to {count - 1}",
+        ),
+        (
+            (x < 0) | (y < 0) | (x > width) | (y > height),
+            f" lies outside the frame: {video.name} is {width} wide and {height} high",
+        ),
+        (
+            (x < left) | (y < top) | (x > right) | (y > bottom),
+            f" lies outside what the network sees, x {left:g} to {right:g} and y {top:g} to {bottom:g}; "
+            'use data.view = "resize" to show it the whole frame',
+        ),
+    ]
+    for wrong, sentence in faults:
+        if wrong.any():
+            i = int(wrong.nonzero()[0])
+            t, px, py = points.rows[i].tolist()
+            raise RecipeError(f"[queries] {points.name(i)} (frame {t:g}, x {px:g}, y {py:g}){sentence}")

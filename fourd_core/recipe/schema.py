@@ -68,7 +68,10 @@ class QueriesConfig:
     """A section `[queries]`: the points that tracking heads follow, in frames and pixels of each video."""
 
     grid: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
-    """So many points along each side of the frame, evenly, in each of `frames`."""
+    """So many points along each side of what the network sees of the frame, evenly, in each of `frames`."""
+    grid_places: Literal["cells", "pixels"] = "cells"
+    """cells: the centres of equal cells; pixels: the centres of the network's pixels at the cells' top left corners,
+    where L4P's own readers put them."""
     frames: tuple[int, ...] = attrs.field(default=(0,), validator=attrs.validators.min_len(1))
     """Frames in which the grid is laid; negative numbers count from the end."""
     mask: Location | None = None
