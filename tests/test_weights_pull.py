@@ -411,6 +411,7 @@ def test_another_process_finishes_first(place: Place, content: bytes, monkeypatc
 
     def late(handle: Any, operation: int) -> None:
         (place.folder / f"{FILE}.part").rename(place.folder / FILE)
+        (place.folder / f"{FILE}.part").write_bytes(content[:5000])  # and a third one has begun
         lock(handle, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
