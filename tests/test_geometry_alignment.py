@@ -82,6 +82,15 @@ def test_outliers_do_not_move_the_robust_fit(share: float, seed: int) -> None:
     assert (fit_affine(source, target).shift - 0.2).abs().min() > 0.1
 
 
+def test_the_robust_fit_sees_nothing_of_what_is_masked() -> None:
+    source = random(2, 1000)
+    target = 0.7 * source + 0.2 + 0.002 * normal(2, 1000)
+    target[:, :24] += 1  # two fifths of what counts
+    target[:, 60:] = 9 * random(2, 940, seed=1)
+    mask = torch.arange(1000).expand(2, 1000) < 60
+    check(fit_affine_robust(source, target, mask), 0.7, 0.2, 5e-3)
+
+
 def test_the_robust_fit_is_as_good_as_least_squares_without_outliers() -> None:
     source = random(50, 30, 20)
     target = 0.7 * source + 0.2 + 0.01 * normal(50, 30, 20)

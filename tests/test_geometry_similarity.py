@@ -162,6 +162,17 @@ def test_equal_seeds_give_equal_answers() -> None:
     assert torch.equal(first, again)
     default, again = (similarity_between(source, target, 0.05).similarity.matrix() for _ in range(2))
     assert torch.equal(default, again)
+    mine = generator(3)
+    similarity_between(source, target, 0.05, mine)
+    assert not torch.equal(mine.get_state(), generator(3).get_state())
+
+
+def test_the_inliers_are_those_of_the_answer() -> None:
+    source = points(2000)
+    target = spoiled(source, truth(), 0.3, noise=0.01)
+    agreement = similarity_between(source, target, 0.01)
+    near = (agreement.similarity.points(source) - target).norm(dim=-1) < 0.01
+    assert torch.equal(near, agreement.inliers)
 
 
 @pytest.mark.parametrize("n", [1, 2, 9])
@@ -182,6 +193,13 @@ def test_hopeless_points_give_the_identity() -> None:
         assert torch.equal(agreement.similarity.matrix(), torch.eye(4)[None])
 
 
+def test_a_line_is_not_enough() -> None:
+    along = points(200)[..., :1] * torch.tensor([1.0, 2.0, 3.0]).double()
+    source = along + 0.003 * points(200, seed=4)
+    target = truth().points(source) + 0.003 * points(200, seed=5)
+    assert not similarity_between(source, target, 0.05).found.any()
+
+
 def test_a_plane_is_enough() -> None:
     source = points(100) * torch.tensor([1.0, 1.0, 0.0]).double()
     agreement = similarity_between(source, truth().points(source), 0.01)
@@ -191,12 +209,12 @@ def test_a_plane_is_enough() -> None:
 
 def test_unknown_depth_is_ignored() -> None:
     source = points(400)
-    target = spoiled(source, truth(), 0.3)
-    source[:, 300:] = torch.nan
+    target = spoiled(source, truth(), 0.1)
+    source[:, 80:] = torch.nan  # and half of the others are wrong
     agreement = similarity_between(source, target, 0.01)
     assert agreement.found.all()
     assert error(agreement.similarity, truth()) < 2e-3
-    assert not agreement.inliers[:, 300:].any()
+    assert not agreement.inliers[:, 80:].any()
 
 
 def test_gradients_reach_the_inliers_alone() -> None:

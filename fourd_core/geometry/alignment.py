@@ -86,7 +86,7 @@ def fit_affine_robust(
         fit = _least_median(x, y, w, generator)
         trust = torch.ones_like(w)
         for _ in range(ROUNDS):
-            trust = _bisquare((fit(x) - y).abs(), y, w)
+            trust = _bisquare((fit(x) - y).abs(), w)
             fit = _least_squares(x, y, w * trust)
     return _least_squares(x, y, w * trust)
 
@@ -155,10 +155,9 @@ def _least_median(
     return Affine(torch.where(usable, fit.scale, plain.scale), torch.where(usable, fit.shift, plain.shift))
 
 
-def _bisquare(error: Float[Tensor, "b n"], y: Float[Tensor, "b n"], w: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+def _bisquare(error: Float[Tensor, "b n"], w: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
     """Tukey's weights; the standard deviation is estimated by 1.4826 times the median."""
-    floor = 1e-6 * _median(y.abs(), w)  # more than half of the points may fit exactly
-    deviation = torch.maximum(1.4826 * _median(error, w), floor).clamp(min=torch.finfo(y.dtype).tiny)
+    deviation = (1.4826 * _median(error, w)).clamp(min=torch.finfo(error.dtype).tiny)
     return (1 - (error / (BISQUARE * deviation[:, None])).square()).clamp(min=0).square()
 
 

@@ -188,4 +188,4 @@ def _spans_a_plane(points: Float[Tensor, "b n 3"], chosen: Bool[Tensor, "b n"]) 
     spread = centred.mT @ centred
     trace = spread.diagonal(dim1=-2, dim2=-1).sum(-1)
     minors = (trace.square() - spread.square().sum((-1, -2))) / 2  # of the eigenvalues: ab + bc + ca
-    return minors > 1e-8 * trace.square()
+    return minors > 1e-5 * trace.square()  # broader than 0.3 % of their length
