@@ -1,0 +1,203 @@
+"""L4P's tracking head behind the Head contract."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fourd_core.data import Clip, Grid, Queries, Tokens, Tracks
+from fourd_core.interfaces import BackboneSpec, Direction, Head, PretrainedWeights
+from fourd_core.recipe import Location
+from fourd_core.stitching import WhereLive
+from fourd_sam_sparse.checkpoints import load_part, pretrained
+from fourd_sam_sparse.mask_decoder import MASKS, WORKING, MaskDecoder, in_parts
+from fourd_sam_sparse.prompts import FOUND, NAMED, PROMPTS, PromptEncoder
+from fourd_sam_sparse.readout import enlarged_mean, expected_position
+from fourd_sam_sparse.two_way import DEPTH
+from fourd_sam_sparse.written import stacked
+
+REMEMBERED = ("logit", "feature", "mixing", "values", "moments", "norms")
+"""What is left for a memory: the visibility's `logit` (`b n t`), the track's `feature` (`b n c`), what each query wrote on
+the video's tokens and under which norms (`b l 2 c`), see `Written`."""
+
+
+class SamTrack(Head):
+    """Points followed through a clip: where each is in every frame, whether it is seen, and how deep.
+
+    A point's tokens and the video's read each other; a heat map for each frame says where the point is (its soft
+    argmax), two more maps whether it is seen and its depth. It speaks about frames from the query's on, and is silent
+    in a window that begins after the query (a memory moves the query on). From the queries it recalls
+
+        feature    `b n c`, the track's feature, or zeros
+        handed     `b n`, whether there is one
+        history    `b n m c`, what is added to the first `m` of the video's tokens for this query alone
+
+    and it leaves REMEMBERED for a memory. Depth is in the unit of the depths that it was trained on.
+    Source: Badki et al., L4P (arXiv 2502.13078), section 3.3.
+    """
+
+    tracks = True
+    stitch = WhereLive()
+
+    @attrs.frozen
+    class Config:
+        tap: int = -1
+        """The backbone's layer to read; negative numbers count from the last."""
+        heads: int = attrs.field(default=8, validator=attrs.validators.ge(1))
+        """Attention heads."""
+        mlp: int = attrs.field(default=2048, validator=attrs.validators.ge(1))
+        """Width of the two-way transformer's MLPs."""
+        direction: Direction = "forward"
+        """Which way through the video: "forward" from each query's frame, "backward", or "both"."""
+        chunk: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+        """Points that go through together; none: as many as take about 256 MB. The answers are the same."""
+        checkpointing: bool = False
+        """Save memory in training: keep only what goes into a chunk, and compute the rest again for the gradients."""
+        weights: Location | None = None
+        """A checkpoint of L4P; none: random weights."""
+
+    def __init__(self, config: Config, backbone: BackboneSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.taps = (backbone.tap(config.tap),)
+        self.direction = config.direction
+        self.spec = backbone.taps[self.taps[0]]
+        dim = self.spec.dim
+        if dim % 8 or dim % (2 * config.heads):
+            raise ValueError(
+                f"tap {config.tap} has {dim} channels, and they must be divisible by 8 and by 2 x heads = "
+                f"{2 * config.heads}"
+            )
+        self.prompt_encoder = PromptEncoder(dim)
+        self.mask_decoder = MaskDecoder(dim, config.heads, config.mlp, frames=self.spec.stride[0])
+
+    @classmethod
+    def example(cls) -> Any:
+        """Few channels."""
+        return cls.Config(heads=2, mlp=16)
+
+    def pretrained(self) -> PretrainedWeights | None:
+        """The configured checkpoint."""
+        return pretrained(self.config.weights)
+
+    def load_pretrained(self) -> None:
+        """Read the head's part of the configured checkpoint.
+
+        Raises:
+            WeightsError: missing, damaged, unsafe, NaN, or another network's.
+        """
+        load_part(self, self.config.weights)
+
+    def forward(self, tokens: Tokens, clip: Clip) -> Tracks:
+        """Tracks of `clip.queries` in pixels of the clip, with what a memory may keep."""
+        assert clip.queries is not None, "a head that tracks is given queries"
+        tap, queries = tokens[self.taps[0]], clip.queries
+        positions = self.prompt_encoder.positions(tap.grid, tap.values.device)
+        recalled = self._recalled(queries, tap.values)
+        samples = []
+        for i, base in enumerate(tap.values):
+            given = self._places(queries, clip)[i], _labels(queries)[i], *(tensor[i] for tensor in recalled)
+            samples.append(self._sample(given, base, positions, tap.grid, clip.size))
+        xy, logit, log_depth, *remembered = (stacked(parts) for parts in zip(*samples, strict=True))
+        norms = self.mask_decoder.transformer.norms.expand(len(samples), -1, -1, -1)
+        return Tracks(
+            xy.transpose(1, 2),
+            logit.sigmoid().transpose(1, 2),
+            _live(queries.frame, clip.frames.shape[1]),
+            log_depth.exp().transpose(1, 2),
+            unit=self.unit,
+            remembered=dict(zip(REMEMBERED, (logit, *remembered, norms), strict=True)),
+        )
+
+    def query_bytes(self, clip: Clip) -> int:
+        """The history that a query brings and what it leaves behind, here and in the memory."""
+        strides = self.spec.stride
+        tokens = math.prod(n // s for n, s in zip((clip.frames.shape[1], *clip.size), strides, strict=True))
+        ranks = (MASKS + PROMPTS) * self.config.heads
+        written = DEPTH * (ranks * (tokens + self.spec.dim) + 2 * tokens)
+        return clip.frames.element_size() * (tokens * self.spec.dim + 2 * written)
+
+    def _sample(
+        self,
+        given: tuple[Tensor, ...],
+        base: Float[Tensor, "p c"],
+        positions: Float[Tensor, "p c"],
+        grid: Grid,
+        size: tuple[int, int],
+    ) -> tuple[Tensor, ...]:
+        """The points of one clip, chunk by chunk; `given` are the arguments of `_chunk` that each has for itself."""
+        product = self.mask_decoder.product(base)
+        count = len(given[0])
+        # A chunk's tokens at the transformer's busiest: before and behind a layer, and with their positions.
+        most = self.config.chunk or max(1, WORKING // (4 * base.nbytes))
+        parts = []
+        for part in in_parts(count, most):
+            arguments = [tensor[part] for tensor in given]
+            if self.config.checkpointing and torch.is_grad_enabled():
+                done = checkpoint(self._chunk, *arguments, base, positions, product, grid, size, use_reentrant=False)
+            else:
+                done = self._chunk(*arguments, base, positions, product, grid, size)
+            parts.append(done)
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+    def _chunk(
+        self,
+        places: Float[Tensor, "n 3"],
+        labels: Int[Tensor, " n"],
+        feature: Float[Tensor, "n c"],
+        handed: Bool[Tensor, " n"],
+        history: Float[Tensor, "n m c"],
+        base: Float[Tensor, "p c"],
+        positions: Float[Tensor, "p c"],
+        product: Float[Tensor, "1 p d"],
+        grid: Grid,
+        size: tuple[int, int],
+    ) -> tuple[Tensor, ...]:
+        """Position, visibility's logit, logarithm of the depth, the track's feature, and what was written."""
+        prompts = self.prompt_encoder(places, labels, feature, handed)
+        maps, feature, written = self.mask_decoder(prompts, base, history, positions, product, grid)
+        logit, log_depth = enlarged_mean(maps[:, 1:], size).unbind(1)
+        return (
+            expected_position(maps[:, 0], size),
+            logit,
+            log_depth,
+            feature,
+            written.mixing,
+            written.values,
+            written.moments,
+        )
+
+    def _places(self, queries: Queries, clip: Clip) -> Float[Tensor, "b n 3"]:
+        """(t, x, y), between 0 and 1 inside the clip, in at least float32."""
+        exact = torch.promote_types(queries.xy.dtype, torch.float32)
+        places = torch.cat([queries.frame[..., None].to(exact) + 0.5, queries.xy.to(exact)], -1)
+        height, width = clip.size
+        return places / places.new_tensor([clip.frames.shape[1], width, height])
+
+    def _recalled(
+        self, queries: Queries, like: Float[Tensor, "b p c"]
+    ) -> tuple[Float[Tensor, "b n c"], Bool[Tensor, "b n"], Float[Tensor, "b n m c"]]:
+        """Feature, whether there is one, and history; of a point about which nothing is known yet, nothing."""
+        b, n = queries.frame.shape
+        known = queries.recalled
+        feature = known.get("feature", like.new_zeros(b, n, self.spec.dim))
+        handed = known.get("handed", torch.zeros_like(queries.frame, dtype=torch.bool))
+        return feature, handed, known.get("history", like.new_zeros(b, n, 0, self.spec.dim))
+
+
+def _labels(queries: Queries) -> Int[Tensor, "b n"]:
+    if queries.given is None:
+        return torch.full_like(queries.frame, NAMED)
+    return torch.where(queries.given, NAMED, FOUND)
+
+
+def _live(frame: Int[Tensor, "b n"], frames: int) -> Bool[Tensor, "b t n"]:
+    """From the query's frame on, where the window has it or begins before it."""
+    t = torch.arange(frames, device=frame.device)
+    return (t[:, None] >= frame[:, None]) & (frame[:, None] >= 0)

@@ -1,0 +1,229 @@
+"""What a tracked point carries from one window to the next: all that L4P carries, the point alone, or nothing.
+
+Source: Badki et al., L4P (arXiv 2502.13078), section 3.3.2; tables 4 and 5 compare `chain` ("w/o Mem") and
+`track_memory`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import attrs
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fourd_core.data import Clip, Prediction, Queries, TokenMap, Tokens, Tracks
+from fourd_core.errors import RecipeError
+from fourd_core.interfaces import BackboneSpec, Head, Memory, PretrainedWeights, TapSpec
+from fourd_core.recipe import Location
+from fourd_sam_sparse.checkpoints import load_part, pretrained
+from fourd_sam_sparse.head import SamTrack
+from fourd_sam_sparse.written import Written, stacked
+
+SILENT = -10.0
+"""The visibility's logit of a frame about which the tracker says nothing."""
+
+State = dict[str, Any]
+
+
+@attrs.frozen
+class PointConfig:
+    """What all three have."""
+
+    tap: int = -1
+    """The layer that the head reads."""
+    weights: Location | None = None
+    """A checkpoint of L4P; none: `track_memory` starts at random, and the mask token is zero."""
+
+
+@attrs.frozen
+class FoundConfig(PointConfig):
+    """What those have that move the query on."""
+
+    given: Literal["any", "all", "always"] = "any"
+    """When a point counts as named by the user rather than found again: "all" where it is the user's in frame, x and
+    y; "any" where one of the three is equal, as in L4P's release; "always" for a head that was trained on single
+    windows, where no point was ever found again."""
+
+
+class Nothing(Memory):
+    """Tracks end with the window of their query: nothing is carried on.
+
+    The user's query is all that the head sees, so it speaks only in the windows that contain it. The mask token says
+    "no history here" and is added to all of the video's tokens.
+    """
+
+    Config: type[Any] = PointConfig
+
+    def __init__(self, config: Any, backbone: BackboneSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.tap = backbone.tap(config.tap)
+        self.spec: TapSpec = backbone.taps[self.tap]
+        self.processed_video_mask_token = nn.Embedding(1, self.spec.dim)
+        # Where nothing was learnt it changes nothing: a head from single windows goes on as it was.
+        nn.init.zeros_(self.processed_video_mask_token.weight)
+
+    @classmethod
+    def example_head(cls, backbone: BackboneSpec) -> Head:
+        """The head that it serves."""
+        return SamTrack(SamTrack.example(), backbone)
+
+    def pretrained(self) -> PretrainedWeights | None:
+        """The configured checkpoint."""
+        return pretrained(self.config.weights)
+
+    def load_pretrained(self) -> None:
+        """Read the memory's part of the configured checkpoint.
+
+        Raises:
+            WeightsError: missing, damaged, unsafe, NaN, or another network's.
+        """
+        load_part(self, self.config.weights)
+
+    def initial(self, tokens: Tokens, clip: Clip) -> State:
+        """The user's queries."""
+        queries = _queries(clip)
+        return {"frame": queries.frame, "xy": queries.xy}
+
+    def read(self, state: State, tokens: Tokens, clip: Clip) -> tuple[Tokens, Clip]:
+        """The marked tokens, and the queries where they stand now."""
+        queries = Queries(state["frame"], state["xy"], self._given(state, _queries(clip)))
+        return self._marked(tokens, 0), attrs.evolve(clip, queries=queries)
+
+    def update(self, state: State, tokens: Tokens, clip: Clip, prediction: Prediction, shift: int) -> State:
+        """The same points, counted from the next window's first frame."""
+        return {**state, "frame": state["frame"] - shift}
+
+    def _given(self, state: State, user: Queries) -> Bool[Tensor, "b n"] | None:
+        """Which points the user named where they stand now; None: all."""
+        return None
+
+    def _marked(self, tokens: Tokens, known: int) -> Tokens:
+        """The mask token added to all of the video's tokens but the first `known`."""
+        tap = tokens[self.tap]
+        mask = self.processed_video_mask_token.weight
+        values = torch.cat([tap.values[:, :known], tap.values[:, known:] + mask], 1)
+        return Tokens({**tokens.layers, self.tap: TokenMap(values, tap.grid)})
+
+
+class Chain(Nothing):
+    """Of each track the point where it is seen best is carried on, as the next window's query.
+
+    It is looked for in the frames that both windows have, and counts where it is later than the query before.
+    """
+
+    Config = FoundConfig
+
+    def update(self, state: State, tokens: Tokens, clip: Clip, prediction: Prediction, shift: int) -> State:
+        """The points where they are found again; without gradient, as in the paper's training."""
+        tracks = cast(Tracks, prediction)
+        logit = tracks.remembered["logit"].detach().masked_fill(~tracks.live.mT, SILENT)[..., shift:]
+        if not logit.shape[-1]:
+            return super().update(state, tokens, clip, prediction, shift)
+        found = shift + logit.argmax(-1)  # the first, where several are equal
+        places = found[:, None, :, None].expand(-1, -1, -1, 2)
+        later = found > state["frame"]
+        frame = torch.where(later, found, state["frame"])
+        xy = torch.where(later[..., None], tracks.xy.detach().gather(1, places)[:, 0], state["xy"])
+        return {**state, "frame": frame - shift, "xy": xy}
+
+    def _given(self, state: State, user: Queries) -> Bool[Tensor, "b n"] | None:
+        if self.config.given == "always":
+            return None
+        same = torch.cat([(state["frame"] == user.frame)[..., None], state["xy"] == user.xy], -1)
+        return same.any(-1) if self.config.given == "any" else same.all(-1)
+
+
+class TrackMemory(Chain):
+    """L4P's memory: the point where it is seen best, the track's feature, and what was written on the video's tokens.
+
+    The written tokens of the frames that both windows have are projected and added to the next window's tokens, for
+    each query its own; the mask token is added to the others.
+    """
+
+    def __init__(self, config: Any, backbone: BackboneSpec) -> None:
+        super().__init__(config, backbone)
+        self.prompt_feature_linear_layer = nn.Linear(self.spec.dim, self.spec.dim)
+        self.processed_video_features_proj = nn.Linear(self.spec.dim, self.spec.dim)
+
+    def initial(self, tokens: Tokens, clip: Clip) -> State:
+        """The user's queries, and nothing known of them."""
+        state = super().initial(tokens, clip)
+        b, n = state["frame"].shape
+        feature = tokens[self.tap].values.new_zeros(b, n, self.spec.dim)
+        handed = torch.zeros_like(state["frame"], dtype=torch.bool)
+        return {**state, "feature": feature, "handed": handed, "history": None}
+
+    def read(self, state: State, tokens: Tokens, clip: Clip) -> tuple[Tokens, Clip]:
+        """The tokens without a history marked, the queries where they stand now, and what is recalled of each."""
+        _, seen = super().read(state, tokens, clip)
+        history = self._history(state)
+        recalled = {"feature": state["feature"], "handed": state["handed"], "history": history}
+        queries = attrs.evolve(_queries(seen), recalled=recalled)
+        return self._marked(tokens, history.shape[2]), attrs.evolve(seen, queries=queries)
+
+    def update(self, state: State, tokens: Tokens, clip: Clip, prediction: Prediction, shift: int) -> State:
+        """The points where they are found again, the features of those on which the tracker spoke, and all histories.
+
+        Raises:
+            RecipeError: a shift that divides a token.
+        """
+        tracks = cast(Tracks, prediction)
+        spoke = tracks.live.any(1)
+        feature = self.prompt_feature_linear_layer(tracks.remembered["feature"])
+        return {
+            **super().update(state, tokens, clip, prediction, shift),
+            "feature": torch.where(spoke[..., None], feature.to(state["feature"].dtype), state["feature"]),
+            "handed": state["handed"] | spoke,
+            "history": self._kept(state, tokens, tracks, self._first_kept(tokens, shift)),
+        }
+
+    def _first_kept(self, tokens: Tokens, shift: int) -> int:
+        """The first token of the frames that the next window will see too."""
+        frames, grid = self.spec.stride[0], tokens[self.tap].grid
+        if shift % frames:
+            raise RecipeError(
+                f"stride = {shift}: a token stands for {frames} frames and the track memory hands on whole ones; set "
+                f"stride to a multiple of {frames}"
+            )
+        return min(shift // frames, grid.t) * grid.h * grid.w
+
+    def _kept(self, state: State, tokens: Tokens, tracks: Tracks, start: int) -> dict[str, Tensor]:
+        """What was written on the tokens from `start` on, and what it was written on.
+
+        The latter is the same for all queries, unless the windows overlap by more than half: then some of it had a
+        history already.
+        """
+        known = 0 if state["history"] is None else state["history"]["mixing"].shape[-1]
+        base = self._marked(tokens, known)[self.tap].values[:, None, start:].clone()
+        if known > start:
+            history = self._history(state)[:, :, start:]
+            n = history.shape[1]
+            rest = base[:, :, known - start :].expand(-1, n, -1, -1)
+            base = torch.cat([base[:, :, : known - start] + history, rest], 2)
+        kept = {name: tracks.remembered[name][..., start:].clone() for name in ("mixing", "moments")}
+        return {
+            "base": base,
+            **kept,
+            "values": tracks.remembered["values"],
+            "norms": tracks.remembered["norms"].clone(),
+        }
+
+    def _history(self, state: State) -> Float[Tensor, "b n m c"]:
+        """The written tokens that were kept, projected."""
+        kept = state["history"]
+        if kept is None:
+            return state["feature"].new_zeros(*state["frame"].shape, 0, self.spec.dim)
+        weight, bias = self.processed_video_features_proj.weight.mT, self.processed_video_features_proj.bias
+        samples = []
+        for i, norms in enumerate(kept["norms"]):
+            written = Written(kept["mixing"][i], kept["values"][i], kept["moments"][i], norms)
+            samples.append(written.linear(weight, bias, kept["base"][i] @ Written.through(weight, norms)))
+        return stacked(samples)
+
+
+def _queries(clip: Clip) -> Queries:
+    assert clip.queries is not None, "a memory of a head that tracks is given queries"
+    return clip.queries
