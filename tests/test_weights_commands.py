@@ -142,6 +142,12 @@ def test_what_is_interrupted_or_damaged_is_seen(server: FileServer, fourd: Fourd
     assert fourd("weights", "verify", check=0).stdout == "l4p: as it was fetched\n"
 
 
+def test_a_file_of_too_many_families(server: FileServer, fourd: Fourd, tmp_path: Path) -> None:
+    torch.save({f"k{number}x": torch.zeros(1) for number in range(100)}, tmp_path / "flat.pt")
+    shown = fourd("weights", "show", "flat.pt", check=0).stdout
+    assert shown.endswith("  and 40 families more\n") and shown.count("1 tensors") == 60
+
+
 def test_mistakes_are_one_sentence(server: FileServer, fourd: Fourd, tmp_path: Path) -> None:
     (tmp_path / "page.ckpt").write_text("<html>")
     for words, text in {

@@ -17,6 +17,9 @@ from fourd_core.weights import cache
 from fourd_core.weights.assets import Known, WeightsAsset, all_assets, find
 from fourd_core.weights.pull import expected_hash, is_here, problem_of, pull
 
+MOST_ROWS = 60
+"""How many families of keys `show` lists."""
+
 
 def run_weights(options: argparse.Namespace) -> int:
     """Do what `options.weights_action` names; returns the exit code."""
@@ -171,7 +174,9 @@ def _about_file(location: str) -> Iterator[str]:
     yield "keys"
     rows = key_tree(contents.tensors)
     width = max(len(label) for label, _, _ in rows)
-    yield from (f"  {label:{width}}  {count:6,} tensors  {numbers:15,}" for label, count, numbers in rows)
+    yield from (f"  {label:{width}}  {count:6,} tensors  {numbers:15,}" for label, count, numbers in rows[:MOST_ROWS])
+    if len(rows) > MOST_ROWS:
+        yield f"  and {len(rows) - MOST_ROWS} families more"
 
 
 def readable(size: int) -> str:
