@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fourd_core.data import Cameras, Maps, Prediction, Predictions, Tracks
 from fourd_core.errors import RunError
-from fourd_core.geometry import transform, unproject
+from fourd_core.geometry import track_points
 from fourd_core.media.arrays import ArrayStore
 from fourd_core.media.views import View
 from fourd_core.placement import Pixels
@@ -65,9 +65,9 @@ class Sink(ABC):
             z = tracks.depth * self._scale(tracks, depth)[:, None, None]
             tracks = attrs.evolve(tracks, depth=z, unit=depth.unit)
             if cameras is not None:
-                points = unproject(tracks.xy, z, cameras.intrinsics[:, :, None])
-                world = transform(cameras.world_from_cam[:, :, None], points)
-                tracks = attrs.evolve(tracks, xyz_camera=points, xyz=world)
+                seen = track_points(tracks.xy, z, cameras.intrinsics)
+                world = track_points(tracks.xy, z, cameras.intrinsics, cameras.world_from_cam)
+                tracks = attrs.evolve(tracks, xyz_camera=seen, xyz=world)
         return _silent_where_not_live(tracks)
 
     def _scale(self, tracks: Tracks, depth: Maps) -> Float[Tensor, " b"]:
