@@ -1,0 +1,283 @@
+"""L4P's dense heads against the reference's stored numbers, names and sizes, and a plain form of the decoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+import torch.nn.functional as F
+from fourd_dpt3d.camera_rays import CameraRays
+from fourd_dpt3d.decoder3d import Decoder3D
+from fourd_dpt3d.dense3d import Dense3D, Depth3D, Flow3D, Motion3D
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fourd_core.data import Clip, Grid, Predictions, TokenMap, Tokens
+from fourd_core.errors import WeightsError
+from fourd_core.interfaces import BackboneSpec, Head, TapSpec
+from fourd_core.stitching import Stitcher
+
+DATA = Path(__file__).parent / "data"
+TAPS = (2, 4, 6, 7)
+NARROW: dict[str, Any] = {"taps": TAPS, "features": 16, "last": 8, "layer_dims": (8, 16, 24, 24)}
+CLIP = Clip(torch.zeros(1, 16, 3, 56, 56))
+UNUSED = "dpt.scratch.refinenet4.resConfUnit1."
+
+
+def video_vit(dim: int = 96, depth: int = 8, stride: tuple[int, int, int] = (2, 14, 14)) -> BackboneSpec:
+    return BackboneSpec((TapSpec(dim, stride),) * (depth + 1), stride, (0.5,) * 3, (0.25,) * 3, window=(16, 8))
+
+
+def stored_tokens(window: int) -> Tokens:
+    stored = load_file(DATA / "l4p_features.safetensors")
+    return Tokens({tap: TokenMap(stored[f"features/w{window}/{tap:02d}"], Grid(8, 4, 4)) for tap in TAPS})
+
+
+def random_tokens(spec: BackboneSpec, taps: tuple[int, ...], size: tuple[int, int, int], batch: int = 1) -> Tokens:
+    layers = {}
+    for tap in taps:
+        grid = Grid(*(-(-n // stride) for n, stride in zip(size, spec.taps[tap].stride, strict=True)))
+        shape = (batch, grid.t * grid.h * grid.w, spec.taps[tap].dim)
+        layers[tap] = TokenMap(torch.randn(shape, generator=torch.Generator().manual_seed(tap)), grid)
+    return Tokens(layers)
+
+
+def official(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A checkpoint with all the names of L4P's, around one stored head; and the stored numbers."""
+    stored = load_file(DATA / f"l4p_{name}.safetensors")
+    state = {key.removeprefix("sd/"): value for key, value in stored.items() if key.startswith("sd/")}
+    dpt = next(iter(state)).partition("dpt.")[0] + "dpt."
+    for n in range(4):
+        state[f"{dpt}scratch.layer_rn.{n}.weight"] = state[f"{dpt}scratch.layer{n + 1}_rn.weight"].clone()
+    for key in [key for key in state if "refinenet3.resConfUnit1" in key]:  # stored by the reference, and never used
+        state[key.replace("refinenet3", "refinenet4")] = torch.zeros_like(state[key])
+    state |= {"l4p_model.task_heads.other.task_head.dpt.head1.0.bias": torch.zeros(8)}
+    state |= {"l4p_model.video_encoder.norm.bias": torch.zeros(96)}
+    return state, stored
+
+
+def loaded(cls: type[Any], name: str, folder: Path, **keys: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A head with stored weights, read from a file of the whole model as a user's would be."""
+    state, stored = official(name)
+    save_file(state, folder / "l4p.safetensors")
+    head = cls(cls.Config(**NARROW, weights=str(folder / "l4p.safetensors"), **keys), video_vit())
+    head.load_pretrained()
+    return head.eval(), stored
+
+
+def close(mine: Tensor, theirs: Tensor, tolerance: float = 5e-6) -> None:
+    """Within a fraction of the largest number."""
+    assert mine.shape == theirs.shape
+    assert float((mine - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
+
+
+def thinned(values: Tensor) -> Tensor:
+    """`b t c h w` as `b c t h w`, at the pixels that are stored."""
+    return values.transpose(1, 2)[..., 1::3, 1::3]
+
+
+def whole(head: Head, windows: list[Predictions]) -> Tensor:
+    """32 frames out of windows at 0, 8 and 16."""
+    stitcher = Stitcher({"it": head.stitch})
+    parts = [stitcher.add(window, 8).it[:, : 16 if n == 2 else 8] for n, window in enumerate(windows)]
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize(("cls", "name"), [(Depth3D, "depth"), (Flow3D, "flow")])
+@torch.no_grad()
+def test_one_window_and_three_give_the_references_numbers(cls: type[Dense3D], name: str, tmp_path: Path) -> None:
+    head, stored = loaded(cls, name, tmp_path)
+    windows = [head(stored_tokens(n), CLIP) for n in range(3)]
+    assert (windows[0].kind, windows[0].unit) == {"depth": ("depth", "up to scale"), "flow": ("flow", "px")}[name]
+    assert windows[0].values.shape == (1, 16, head.channels, 56, 56)
+    close(thinned(windows[0].values), stored["out/single_w0"])
+    joined = whole(head, [Predictions({"it": window}) for window in windows])
+    first = int(name == "flow")  # of the video's first frame the reference tells a flow, to no frame
+    assert joined[:, :first].isnan().all()
+    close(thinned(joined[:, first:]), stored["out/windowed"][:, :, first:])
+
+
+@torch.no_grad()
+def test_the_references_numbers_inside(tmp_path: Path) -> None:
+    head, stored = loaded(Flow3D, "flow", tmp_path)
+    seen: dict[str, Tensor] = {}
+    for n in (3, 4):
+        head.dpt.scratch[f"refinenet{n}"].register_forward_hook(
+            lambda _m, _i, out, n=n: seen.update({f"path_{n}": out})
+        )
+    head.dpt.act_postprocess[3].register_forward_hook(lambda _m, _i, out: seen.update(act_3=out))
+    head(stored_tokens(0), CLIP)
+    for name in ("act_3", "path_4", "path_3"):
+        close(seen[name], stored[f"dbg/{name}"])
+
+
+@torch.no_grad()
+def test_motion_is_the_probability_of_the_same_decoders_logits(tmp_path: Path) -> None:
+    depth, _ = loaded(Depth3D, "depth", tmp_path)
+    motion = Motion3D(Motion3D.Config(**NARROW), video_vit())
+    motion.load_state_dict(depth.state_dict())
+    windows = [Predictions({"it": motion(stored_tokens(n), CLIP)}) for n in range(3)]
+    assert windows[0]["it"].kind == "mask"
+    torch.testing.assert_close(windows[0].it, depth(stored_tokens(0), CLIP).values.log().sigmoid())
+    joined = whole(motion, windows)
+    assert torch.equal(joined[:, 8:], torch.cat([windows[1].it[:, :8], windows[2].it], 1))
+
+
+def plain(head: Dense3D, tokens: Tokens, size: tuple[int, int, int]) -> Tensor:
+    """The decoder as it is described: enlarged before the 1x1 convolution, cut where a size was odd."""
+    p = {key.removeprefix("dpt."): value for key, value in head.state_dict().items()}
+    conv = lambda x, name, **k: F.conv3d(x, p[f"{name}.weight"], p.get(f"{name}.bias"), **k)  # noqa: E731
+    larger = lambda x, s: F.interpolate(x, scale_factor=s, mode="trilinear", align_corners=True)  # noqa: E731
+    unit = lambda x, n: conv(F.relu(conv(F.relu(x), f"{n}.conv1", padding=1)), f"{n}.conv2", padding=1) + x  # noqa: E731
+    levels = []
+    for n, tap in enumerate(head.taps):
+        x = conv(tokens[tap].as_maps().transpose(1, 2), f"act_postprocess.{n}.0")
+        name = f"act_postprocess.{n}.1"
+        if n < 2:
+            kernel = p[f"{name}.weight"]
+            x = F.conv_transpose3d(x, kernel, p[f"{name}.bias"], stride=kernel.shape[2:])
+        if n == 3:
+            x = conv(x, name, stride=2, padding=1)
+        levels.append(conv(x, f"scratch.layer{n + 1}_rn", padding=1))
+    fused = None
+    for n, factors in ((4, (2, 2, 2)), (3, (2, 2, 2)), (2, (1, 2, 2)), (1, (1, 2, 2))):
+        name, x = f"scratch.refinenet{n}", levels[n - 1]
+        x = x if fused is None else fused + unit(x, f"{name}.resConfUnit1")
+        fused = conv(larger(unit(x, f"{name}.resConfUnit2"), factors), f"{name}.out_conv")
+        if n == 4:
+            t, h, w = levels[2].shape[2:]
+            fused = fused[..., :t, :h, :w]
+    x = F.interpolate(conv(fused, "head1.0", padding=1), size=size, mode="trilinear", align_corners=True)
+    return conv(F.relu(conv(x, "head2.0", padding=1)), "head2.2").transpose(1, 2)
+
+
+@pytest.mark.parametrize("grid", [(8, 4, 4), (4, 7, 5), (1, 1, 3), (3, 5, 9)], ids=str)
+@torch.no_grad()
+def test_a_grid_of_any_size(grid: tuple[int, int, int]) -> None:
+    spec = video_vit(12)
+    head = Depth3D(Depth3D.Config(TAPS, 6, 4, (3, 4, 5, 6)), spec).double()
+    size = (2 * grid[0], 14 * grid[1], 14 * grid[2])
+    tokens = random_tokens(spec, TAPS, size, batch=2)
+    tokens = Tokens({tap: TokenMap(item.values.double(), item.grid) for tap, item in tokens.layers.items()})
+    clip = Clip(torch.zeros(2, size[0], 3, *size[1:], dtype=torch.float64))
+    mine = head.raw(tokens, clip)
+    torch.testing.assert_close(mine, plain(head, tokens, size), rtol=0, atol=1e-13)
+    assert torch.equal(head(tokens, clip).values, mine.exp())
+
+
+def test_backbones_of_single_frames_and_of_several_strides() -> None:
+    pyramid = tuple(TapSpec(8, (1, stride, stride)) for stride in (4, 8, 16, 32))
+    for taps, reassemble in (
+        ((TapSpec(8, (1, 14, 14)),) * 4, ((1, 4, 4), (1, 2, 2), (1, 1, 1), (0.5, 0.5, 0.5))),
+        (pyramid, ((1, 1, 1),) * 4),
+    ):
+        spec = BackboneSpec(taps, (1, 1, 1), (0.5,) * 3, (0.25,) * 3)
+        config = Flow3D.Config((0, 1, -2, -1), 8, 4, (4, 4, 4, 4), reassemble=reassemble)
+        head = Flow3D(config, spec)
+        values = head(random_tokens(spec, head.taps, (3, 70, 98)), Clip(torch.zeros(1, 3, 3, 70, 98))).values
+        assert values.shape == (1, 3, 2, 70, 98)
+        assert values.isfinite().all()
+
+
+COUNTS = {Depth3D: 85_845_889, Flow3D: 85_846_018, Motion3D: 85_845_889, CameraRays: 82_307_590}
+
+
+@pytest.mark.parametrize("cls", COUNTS)
+def test_published_names_shapes_and_counts(cls: type[Any]) -> None:
+    with torch.device("meta"):
+        head = cls(cls.Config(), video_vit(1408, 40))
+    assert sum(p.numel() for p in head.parameters()) == COUNTS[cls]
+    names = json.loads((DATA / "official_keys_l4p.json").read_text())["camray" if cls is CameraRays else "depth"]
+    names["dpt.head2.2.weight"][0] = names["dpt.head2.2.bias"][0] = head.channels
+    twice = [names.pop(f"dpt.scratch.layer_rn.{n}.weight") for n in range(4)]
+    assert {key: list(value.shape) for key, value in head.state_dict().items()} == names
+    assert twice == [names[f"dpt.scratch.layer{n}_rn.weight"] for n in range(1, 5)]
+    assert head.taps == (14, 21, 28, 36)
+
+
+@pytest.mark.parametrize("cls", [Depth3D, Flow3D, Motion3D])
+def test_everything_used_is_trained_and_nothing_else(cls: type[Dense3D]) -> None:
+    head = cls(cls.example(), cls.example_spec())
+    tokens = random_tokens(cls.example_spec(), head.taps, (4, 24, 32))
+    values = head(tokens, Clip(torch.zeros(1, 4, 3, 24, 32))).values
+    (values * torch.randn(values.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.requires_grad != name.startswith(UNUSED)
+        assert (parameter.grad is None) == name.startswith(UNUSED)
+        assert parameter.grad is None or parameter.grad.any(), name
+
+
+@torch.no_grad()
+def test_the_last_numbers_are_not_rounded_by_autocast(tmp_path: Path) -> None:
+    head, _ = loaded(Flow3D, "flow", tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = head(stored_tokens(0), CLIP).values
+    assert values.dtype == torch.float32
+    assert (values != values.bfloat16().float()).float().mean() > 0.9
+
+
+def test_how_windows_of_depth_are_joined_can_be_chosen() -> None:
+    spec = video_vit(12)
+    for name, rule in (("affine_disparity", "AffineDisparity"), ("scale", "MedianScale"), ("overwrite", "Overwrite")):
+        head = Depth3D(Depth3D.Config(TAPS, 8, 4, (4, 4, 4, 4), stitch=name), spec)  # type: ignore[arg-type]
+        assert type(head.stitch).__name__ == rule
+
+
+def test_taps_that_the_backbone_lacks() -> None:
+    with pytest.raises(ValueError, match="tap 36 does not exist: this backbone has taps 0 to 8"):
+        Depth3D(Depth3D.Config(taps=(2, 4, 6, 36)), video_vit())
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"taps": (1, 2, 3)}, "taps must have 4 entries, got 3"),
+        ({"layer_dims": (8, 8)}, "layer_dims must have 4 entries, got 2"),
+        ({"reassemble": ((1, 1, 1),)}, "reassemble must have 4 entries, got 1"),
+        ({"features": 0}, "features must be positive"),
+        ({"last": -1}, "last must be positive"),
+        ({"layer_dims": (8, 0, 8, 8)}, "layer_dims must be positive"),
+        ({"upsample": (1, 0, 1)}, "upsample must be positive"),
+        ({"reassemble": ((2, 4, 4), (2, 2, 2), (1, 1, 1), (0.5, 2, 2))}, "reassemble enlarges by whole numbers"),
+        ({"reassemble": ((2, 4, 4), (2, 2, 2), (1.5, 1, 1), (1, 1, 1))}, "reassemble enlarges by whole numbers"),
+        ({"reassemble": ((2, 4, 4), (2, 2, 2), (0, 1, 1), (1, 1, 1))}, "reassemble enlarges by whole numbers"),
+        ({"reassemble": ((2, 3, 4), (2, 2, 2), (1, 1, 1), (1, 1, 1))}, "map 1 is 1 x 3/2 x 2 times as fine as map 2"),
+        ({"reassemble": ((2, 4, 4), (2, 2, 2), (1, 1, 1), (2, 1, 1))}, "map 3 is 1/2 x 1 x 1 times as fine as map 4"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_settings_that_make_no_decoder(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Depth3D(Depth3D.Config(**NARROW | keys), video_vit())
+
+
+def test_another_heads_checkpoint(tmp_path: Path) -> None:
+    state, _ = official("flow")
+    save_file(state, tmp_path / "flow.safetensors")
+    config = Flow3D.Config(**NARROW, weights=str(tmp_path / "flow.safetensors"))
+    for head in (
+        Flow3D(attrs.evolve(config, layer_dims=(8, 16, 24, 32)), video_vit()),  # another size
+        Depth3D(Depth3D.Config(**NARROW, weights=config.weights), video_vit()),  # a head that the file lacks
+    ):
+        before = {key: value.clone() for key, value in head.state_dict().items()}
+        with pytest.raises(WeightsError, match=r"flow\.safetensors does not fit"):
+            head.load_pretrained()
+        assert all(torch.equal(value, before[key]) for key, value in head.state_dict().items())
+    pretrained = Flow3D(config, video_vit()).pretrained()
+    assert pretrained is not None
+    assert "NC" in pretrained.licence
+    assert Flow3D(attrs.evolve(config, weights=None), video_vit()).pretrained() is None
+
+
+def test_a_file_of_the_head_alone(tmp_path: Path) -> None:
+    head = Depth3D(Depth3D.example(), Depth3D.example_spec())
+    save_file(head.state_dict(), tmp_path / "own.safetensors")
+    config = attrs.evolve(Depth3D.example(), weights=str(tmp_path / "own.safetensors"))
+    again = Depth3D(config, Depth3D.example_spec())
+    again.load_pretrained()
+    assert isinstance(again.dpt, Decoder3D)
+    assert all(torch.equal(value, head.state_dict()[key]) for key, value in again.state_dict().items())
