@@ -218,9 +218,9 @@ class _Pass:
         for place in windows(video.frame_count, window, stride, position.start):
             shot = _shot(video, place.start, window, queries)
             is_last = place.start + place.frames == video.frame_count
-            shift, standing = None if is_last else stride, stitcher.state
+            shift = None if is_last else stride
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                predictions, states = look(self.system, self.view, shot, states, shift, self.heads, standing)
+                predictions, states = look(self.system, self.view, shot, states, shift, self.heads)
             joined = stitcher.add(_in_fp32(predictions), stride)
             after = Position(self.reverse, place.start + stride, states, stitcher.state)
             yield self._finished(joined, place, following if is_last else after)

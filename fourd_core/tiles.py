@@ -14,6 +14,7 @@ from typing import NamedTuple, cast
 
 import attrs
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -27,14 +28,25 @@ from fourd_core.tracking import track
 
 FAINT = 0.1
 """Blend weight of the tiles below which the whole joins in, and takes over where it is 0."""
-FITTED = 4
-"""Every so many rows and columns of a tile are compared with the whole to find its scale and shift."""
+COARSE = 8
+"""Side in pixels of the squares whose means are compared to find a tile's scale and shift: pixel by pixel the whole is
+too blurred to be compared."""
 INNER = 0.25
 """How far inside the tile a refined point must stay, in overlaps."""
 REACH = 3.0
 """Network pixels that a refined point may be away from where the whole saw it."""
 SEEN = 0.5
 """Probability from which a point counts as visible."""
+
+PATHS = "the tiles' paths"
+"""Key among the memories' states: no head can have such a name."""
+
+
+class Path(NamedTuple):
+    """Where tracked points are, and whether a tile has shown it."""
+
+    xy: Float[Tensor, "b t n 2"]
+    sharp: Bool[Tensor, "b t n"]
 
 
 class Shot(NamedTuple):
@@ -59,37 +71,39 @@ class Shot(NamedTuple):
 
 
 def look(
-    system: System, view: View, shot: Shot, states: States, shift: int | None, heads: Sequence[str],
-    standing: Mapping[str, Mapping[str, Tensor]],
-) -> tuple[Predictions, States]:  # fmt: skip
-    """One window of a video, in the pixels of the view; otherwise as `System.step`.
-
-    Args:
-        standing: of each prediction, the tensors that stand already for the window's first frames.
-    """
+    system: System, view: View, shot: Shot, states: States, shift: int | None, heads: Sequence[str]
+) -> tuple[Predictions, States]:
+    """One window of a video, in the pixels of the view; otherwise as `System.step`."""
     seen = shot.clip(view.whole if isinstance(view, TiledView) else view).to(system.device)
-    predictions, states = system.step(seen, states, shift, heads)
-    if isinstance(view, TiledView):
-        predictions = _refined(system, view, shot, predictions, standing)
-    return predictions, states
+    predictions, kept = system.step(seen, states, shift, heads)
+    if not isinstance(view, TiledView):
+        return predictions, kept
+    predictions, sharp = _refined(system, view, shot, predictions, states.get(PATHS, {}))
+    if shift is not None:
+        kept[PATHS] = {name: [tensor[:, shift:] for tensor in path] for name, path in sharp.items()}
+    return predictions, kept
 
 
 def _refined(
-    system: System, view: TiledView, shot: Shot, whole: Predictions, standing: Mapping[str, Mapping[str, Tensor]]
-) -> Predictions:
-    """What the whole gave, in the pixels of the frame at the view's size, sharpened by the tiles."""
+    system: System, view: TiledView, shot: Shot, whole: Predictions, before: Mapping[str, Sequence[Tensor]]
+) -> tuple[Predictions, dict[str, Path]]:
+    """What the whole gave, in the pixels of the frame at the view's size, sharpened by the tiles.
+
+    Args:
+        before: the paths of the window before, from this window's first frame on.
+    """
     clip = shot.clip(view)
     small = attrs.evolve(view.whole, video_size=view.size)
     coarse = {name: in_video(item, small, "video") for name, item in whole.items()}
     blends = {name: _Blend(view, item) for name, item in coarse.items() if isinstance(item, Maps)}
-    paths: dict[str, _Paths] = {}
+    trails: dict[str, _Trails] = {}
     for name, item in coarse.items():
         if isinstance(item, Tracks):
             assert clip.queries is not None
             points = clip.queries.map(lambda tensor: tensor.to(system.device))
-            paths[name] = _Paths(view, item, points, standing.get(name))
+            trails[name] = _Trails(view, item, points, Path(*before[name]) if name in before else None)
     for number, tile in enumerate(view.tiles):
-        queries = {name: chosen for name, path in paths.items() if (chosen := path.queries(number)) is not None}
+        queries = {name: chosen for name, trail in trails.items() if (chosen := trail.queries(number)) is not None}
         names = [*blends, *queries]
         if not names:
             continue
@@ -100,10 +114,10 @@ def _refined(
             if isinstance(answer, Maps):
                 blends[name].add(tile, answer)
             else:
-                paths[name].add(number, cast(Tracks, answer))
-    sharp: dict[str, Prediction] = {name: blend.finish() for name, blend in blends.items()}
-    sharp |= {name: path.finish() for name, path in paths.items()}
-    return Predictions({**coarse, **sharp})
+                trails[name].add(number, cast(Tracks, answer))
+    finished: dict[str, Prediction] = {name: blend.finish() for name, blend in blends.items()}
+    finished |= {name: trail.finish() for name, trail in trails.items()}
+    return Predictions({**coarse, **finished}), {name: trail.path for name, trail in trails.items()}
 
 
 def _tile_of(clip: Clip, tile: View) -> Clip:
@@ -186,31 +200,36 @@ def _aligned(
     source: Float[Tensor, "b t 1 h w"], target: Float[Tensor, "b t 1 h w"]
 ) -> tuple[Float[Tensor, "b t 1 h w"], Float[Tensor, "b 1 1 1 1"]]:
     """A tile's disparity at the scale and shift of the whole's, and its say: 0 if it contradicts the whole, else 1."""
-    some = (..., slice(None, None, FITTED), slice(None, None, FITTED))
-    known = (source[some] > 0) & (target[some] > 0)
-    fit = fit_affine_robust(source[some], target[some], known.float())
+    known = _means(((source > 0) & (target > 0)).float()) == 1
+    fit = fit_affine_robust(_means(source), _means(target), known.float())
     return fit(source), (fit.scale > 0).float().view(-1, 1, 1, 1, 1)
 
 
-class _Paths:
+def _means(maps: Float[Tensor, "b t 1 h w"]) -> Float[Tensor, "b t 1 y x"]:
+    side = min(COARSE, *maps.shape[-2:])
+    means: Tensor = F.avg_pool2d(maps.flatten(0, 1), side).unflatten(0, maps.shape[:2])
+    return means
+
+
+class _Trails:
     """Tracks of a window, of one video: each point is followed again in the tile that suits it, from one sure place.
 
-    The place is the user's, if it lies in this window; else where the point is seen best, at best where the window
-    before already found it in a tile.
+    The place is the user's, if it lies in this window; else the last one that a tile of the window before has shown, or
+    where the point is seen best.
     """
 
-    def __init__(
-        self, view: TiledView, coarse: Tracks, queries: Queries, standing: Mapping[str, Tensor] | None
-    ) -> None:
+    def __init__(self, view: TiledView, coarse: Tracks, queries: Queries, before: Path | None) -> None:
         self._view, self._coarse = view, coarse
         self._unit = coarse.xy.new_tensor(view.size[::-1]) / coarse.xy.new_tensor(view.tile[::-1])
-        self._xy = coarse.xy.clone()
+        self.path = Path(coarse.xy.clone(), torch.zeros_like(coarse.live))
+        if before is not None:
+            count = before.xy.shape[1]
+            first = coarse.xy[:, :count]
+            self.path.sharp[:, :count] = kept = before.sharp & self._near(before.xy, first)
+            self.path.xy[:, :count] = torch.where(kept[..., None], before.xy, first)
         sure = torch.where(coarse.live, coarse.visibility.float(), -1.0)
-        if standing is not None:
-            count = standing["xy"].shape[1]
-            kept = standing["live"] & self._near(standing["xy"], coarse.xy[:, :count])
-            self._xy[:, :count] = torch.where(kept[..., None], standing["xy"], coarse.xy[:, :count])
-            sure[:, :count] += (kept & (sure[:, :count] > SEEN)).float()
+        late = 1 + torch.arange(sure.shape[1], device=sure.device)[:, None] / sure.shape[1]
+        sure += late * (self.path.sharp & (sure > SEEN))
         self._frame, self._place, self._tile = self._starts(sure, queries)
 
     def _near(self, xy: Float[Tensor, "b t n 2"], other: Float[Tensor, "b t n 2"]) -> Bool[Tensor, "b t n"]:
@@ -220,17 +239,24 @@ class _Paths:
     def _starts(
         self, sure: Float[Tensor, "1 t n"], queries: Queries
     ) -> tuple[Int[Tensor, " n"], Float[Tensor, "n 2"], Int[Tensor, " n"]]:
-        """For each point a frame, its place there, and the number of the tile in which that lies most centrally, or -1
-        where nothing is sure."""
+        """For each point a frame, its place there, and the number of the tile that sees it there and shows most of its
+        way, or -1 where nothing is sure."""
         best, frame = sure[0].max(0)
-        place = self._xy[0].gather(0, frame[None, :, None].expand(-1, -1, 2))[0]
+        place = self.path.xy[0].gather(0, frame[None, :, None].expand(-1, -1, 2))[0]
         named = (queries.frame[0] >= 0) & (queries.frame[0] < sure.shape[1])
         frame = torch.where(named, queries.frame[0], frame)
         place = torch.where(named[:, None], queries.xy[0].to(place.dtype), place)
-        central = torch.stack([inside(self._view, tile, place).amin(-1) for tile in self._view.tiles])
         in_frame = ((place >= 0) & (place <= place.new_tensor(self._view.size[::-1]))).all(-1)
         usable = in_frame & (named | (best > SEEN))
-        return frame, place, torch.where(usable, central.argmax(0), -1)
+        fitness = torch.stack([self._fitness(tile, frame, place) for tile in self._view.tiles])
+        return frame, place, torch.where(usable, fitness.argmax(0), -1)
+
+    def _fitness(self, tile: View, frame: Int[Tensor, " n"], place: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+        """How many frames of a point's way from its place on a tile shows; of equal tiles, how centrally the place."""
+        way = inside(self._view, tile, self.path.xy[0]).amin(-1) > INNER
+        way &= torch.arange(len(way), device=way.device)[:, None] >= frame
+        central = inside(self._view, tile, place).amin(-1)
+        return torch.where(central > INNER, way.sum(0) + central.sigmoid(), central.sigmoid() - 1)
 
     def queries(self, number: int) -> Queries | None:
         """The points to be followed in a tile, in its pixels; None where there are none."""
@@ -242,10 +268,11 @@ class _Paths:
     def add(self, number: int, answer: Tracks) -> None:
         """Take over a tile's tracks where they can be trusted."""
         tile, chosen = self._view.tiles[number], self._tile == number
-        coarse, xy = self._coarse.xy[:, :, chosen], tile.to_video(answer.xy).to(self._xy.dtype)
+        coarse, xy = self._coarse.xy[:, :, chosen], tile.to_video(answer.xy).to(self._coarse.xy.dtype)
         trusted = answer.live & self._near(xy, coarse) & (inside(self._view, tile, xy).amin(-1) > INNER)
-        self._xy[:, :, chosen] = torch.where(trusted[..., None], xy, self._xy[:, :, chosen])
+        self.path.xy[:, :, chosen] = torch.where(trusted[..., None], xy, self.path.xy[:, :, chosen])
+        self.path.sharp[:, :, chosen] |= trusted
 
     def finish(self) -> Tracks:
-        """The window's tracks: places from the tiles, all else from the whole."""
-        return attrs.evolve(self._coarse, xy=self._xy)
+        """The window's tracks: places from the tiles where they are sharp, all else from the whole."""
+        return attrs.evolve(self._coarse, xy=self.path.xy)

@@ -150,7 +150,7 @@ def test_the_border_belongs_to_the_frame() -> None:
 
 def test_a_point_beside_the_crop() -> None:
     assert named(MIDDLE, points=((0.0, 16.0, 1.0), (0.0, 112.0, 1.0))).count == 2
-    with pytest.raises(RecipeError, match="point 0 .* network sees, x 16 to 112 and y 0 to 96; use data.view"):
+    with pytest.raises(RecipeError, match=r"point 0 .* network sees, x 16 to 112 and y 0 to 96; use data.view"):
         named(MIDDLE, points=((0.0, 15.0, 1.0),))
 
 
