@@ -12,14 +12,15 @@ from torch import nn
 
 from fourd_core import registry
 from fourd_core.data import Clip, Queries
-from fourd_core.errors import RecipeError
+from fourd_core.errors import RecipeError, WeightsError
 from fourd_core.interfaces import PretrainedWeights
 from fourd_core.media.views import View
 from fourd_core.provenance import component_sections, named_weights
 from fourd_core.recipe import Recipe
 from fourd_core.streaming import stream_config, view_of
 from fourd_core.system import System, build_dataset, build_system, pick_device
-from fourd_core.weights import read_state_dict
+from fourd_core.weights import cache
+from fourd_core.weights.convert import for_recipe
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -38,7 +39,7 @@ def check_recipe(recipe: Recipe) -> None:
     for name, stage in recipe.stages.items():
         stage.config.create(name, stage.config, system, data, recipe).prepare()
     if recipe.weights is not None:
-        read_state_dict(recipe.weights)
+        for_recipe(recipe.weights)
     first = videos[0]
     view = view_of(data.view, first.size, system.backbone.spec)
     console = Console()
@@ -101,6 +102,12 @@ def _presence(weights: PretrainedWeights) -> str:
     if location.startswith("package:"):
         package = location.removeprefix("package:").partition("/")[0]
         return "in an installed package" if importlib.util.find_spec(package) else f"package {package} is missing"
+    if location.startswith("weights:"):
+        try:
+            cache.resolve(location.removeprefix("weights:"))
+        except WeightsError:
+            return "not fetched yet"
+        return "here"
     if "://" in location:
         return "would be read from there"
     return "here" if Path(location).exists() else "missing"

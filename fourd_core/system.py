@@ -22,7 +22,8 @@ from fourd_core.interfaces import Backbone, Component, CueProvider, Dataset, Hea
 from fourd_core.media.views import ViewConfig
 from fourd_core.randomness import seeded
 from fourd_core.tracking import track
-from fourd_core.weights import load_weights, read_state_dict, sha256_of
+from fourd_core.weights import describe_checkpoint, load_weights, read_state_dict, sha256_of
+from fourd_core.weights.convert import for_recipe
 
 if TYPE_CHECKING:
     from fourd_core.recipe import ComponentConfig, Recipe
@@ -200,8 +201,8 @@ class System(nn.Module):
         given = {name: _below(f"{name}.", state) for name in parts}
         if not any(given.values()):
             raise WeightsError(
-                f"{location} has nothing for this recipe: its tensors must be named after the recipe's parts "
-                f"({', '.join(parts)}); `fourd weights convert` makes such a file of a published one"
+                f"{location} has nothing for this recipe: {describe_checkpoint(state)}, and its tensors must be named "
+                f"after the recipe's parts ({', '.join(parts)}), as in the weights that a training stage leaves"
             )
         for name, own in given.items():
             if own:
@@ -316,7 +317,7 @@ def _load_named_weights(system: System, recipe: Recipe) -> None:
     """Give the system what the recipe's `weights` name, unless it is only a shape."""
     if recipe.weights is None or system.device.type == "meta":
         return
-    fresh = system.load_parts(read_state_dict(recipe.weights), recipe.weights)
+    fresh = system.load_parts(for_recipe(recipe.weights), recipe.weights)
     own = {name for name in fresh if name != "backbone" and _component(system, name).pretrained() is None}
     if own:
         sys.stderr.write(f"note: {recipe.weights} has nothing for {', '.join(sorted(own))}: it starts untrained\n")

@@ -132,5 +132,5 @@ def test_weights_are_given_part_by_part(toy_recipe: Path, tmp_path: Path, capsys
     with pytest.raises(WeightsError, match=r"linear\.bias"):
         build_system(load_recipe(two, [f"weights={tmp_path / 'half.safetensors'}"]))
     save_file({"encoder.weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(WeightsError, match="fourd weights convert"):
+    with pytest.raises(WeightsError, match="named after the recipe's parts"):
         build_system(load_recipe(two, [f"weights={tmp_path / 'foreign.safetensors'}"]))

@@ -15,10 +15,10 @@ from fourd_core import __version__
 from fourd_core.checkpoint import save_tensors
 from fourd_core.errors import FourdError, WeightsError
 from fourd_core.files import write_json
-from fourd_core.weights.assets import Known, WeightsAsset
+from fourd_core.weights.assets import Known, WeightsAsset, all_assets
 from fourd_core.weights.describe import describe_checkpoint, has_signature
 from fourd_core.weights.locations import local_file, sha256_of
-from fourd_core.weights.reading import check_finite, read_tensors
+from fourd_core.weights.reading import check_finite, read_state_dict, read_tensors
 
 MANIFEST = "manifest.json"
 
@@ -61,6 +61,20 @@ def convert(known: Known, location: str, folder: Path) -> Path:
     save_tensors(target, tensors, {"format": "pt", "fourd": json.dumps(facts)})
     write_json(folder / MANIFEST, {**facts, "file": target.name, "sha256": sha256_of(str(target))})
     return target
+
+
+def for_recipe(location: str) -> dict[str, Tensor]:
+    """Tensors by the names of a recipe's parts; a published checkpoint that a plugin can translate is translated.
+
+    Raises:
+        WeightsError: as `read_state_dict`, or it cannot be translated.
+    """
+    state = read_state_dict(location)
+    for known in all_assets()[0]:
+        asset = known.asset
+        if asset.convert is not None and asset.signature and has_signature(asset, state):
+            return _translated(asset, state, location)
+    return state
 
 
 def separated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
