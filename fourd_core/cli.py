@@ -89,6 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", _report, "write a run's report page again")
     report.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
 
+    view = _command(commands, "view", _view, "write a 4D viewer page of a run: points, cameras and tracks over time")
+    view.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
+    view.add_argument("--video", metavar="NAME", help="which video, where the run predicted several")
+    view.add_argument("--frames", type=_count, default=64, metavar="N", help="at most N frames, evenly chosen (64)")
+    view.add_argument("--out", type=Path, metavar="FILE", help="the page (default: NAME_4d.html beside the arrays)")
+    view.add_argument("--open", action="store_true", help="show it in the browser")
+
     _add_weights(commands)
     _command(commands, "list", _list, "every component by kind, and broken plugins with the reason")
     _command(commands, "doctor", _doctor, "what this machine offers, and what to do about what it lacks")
@@ -99,6 +106,13 @@ def _command(commands: Any, name: str, action: Callable[[argparse.Namespace], in
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     command.set_defaults(action=action)
     return command
+
+
+def _count(word: str) -> int:
+    count = int(word)
+    if count < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return count
 
 
 def _add_set(command: argparse.ArgumentParser) -> None:
@@ -189,6 +203,12 @@ def _report(options: argparse.Namespace) -> int:
         raise RunError(f"{options.folder} is not a run folder: it has no run.json")
     sys.stdout.write(f"report: {write_report(options.folder)}\n")
     return 0
+
+
+def _view(options: argparse.Namespace) -> int:
+    from fourd_core.viewer.command import run_view
+
+    return run_view(options.folder, options.video, options.frames, options.out, options.open)
 
 
 def _weights(options: argparse.Namespace) -> int:

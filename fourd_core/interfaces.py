@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fourd_core.data import Clip, CueKind, CueMaps, Prediction, Tokens
+from fourd_core.data import Clip, CueKind, CueMaps, MapKind, Prediction, Tokens
 from fourd_core.media.views import ViewConfig
 from fourd_core.stitching import Overwrite, Stitch
 
@@ -148,6 +148,7 @@ class Head(nn.Module, Component):
         taps: the layers it reads, non-negative.
         unit: the unit of its prediction.
         channels: of a head that predicts maps, how many channels they have.
+        kind: what it predicts; with it a recipe's exports are checked before a run, without it (None) after.
         stitch: how its answers about the frames that two windows share become one.
         tracks: whether it follows points: it then needs `clip.queries`, answers with Tracks, and is given the points in
             groups that fit into memory.
@@ -157,6 +158,7 @@ class Head(nn.Module, Component):
     taps: tuple[int, ...]
     unit: str = "1"
     channels: int
+    kind: MapKind | Literal["cameras"] | None = None
     stitch: Stitch = Overwrite()
     tracks: bool = False
     direction: Direction = "forward"

@@ -117,9 +117,11 @@ def test_another_shape_is_refused(tmp_path: Path) -> None:
 
 def test_too_large_for_half_precision(tmp_path: Path) -> None:
     store = ArrayStore(tmp_path / "a", precision="float16")
-    store.append("x", torch.tensor([[1.0, float("inf")]]), axes="t n")
+    store.append("x", torch.tensor([1.0, float("inf")]).view(1, 1, 1, 2))
     with pytest.raises(RunError, match="'x' has numbers over 65504"):
-        store.append("x", torch.tensor([[1.0, 1e5]]), axes="t n")
+        store.append("x", torch.tensor([1.0, 1e5]).view(1, 1, 1, 2))
+    store.append("y.xyz", torch.tensor([[1.0, 1e5]]), axes="t n")  # not a map
+    assert store["y.xyz"][0, 1] == 1e5
 
 
 def test_bfloat16_is_stored(tmp_path: Path) -> None:

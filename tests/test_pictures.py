@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fourd_core.errors import RunError
-from fourd_core.jobs.pictures import CHUNK, _painter
+from fourd_core.jobs.pictures import CHUNK, Panel, Scene, _panels
 from fourd_core.media.arrays import ArrayStore
 from fourd_core.media.pca import SAMPLES, FeaturePCA
 from fourd_core.media.pictures import (
@@ -23,10 +24,13 @@ from fourd_core.media.pictures import (
     depth_range,
     flow_picture,
     largest_flow,
-    side_by_side,
+    mask_picture,
 )
 from fourd_core.media.video import open_video
+from fourd_core.media.views import View, exact
 from fourd_core.media.writers import VideoWriter, encode_png, write_png
+
+DATA = Path(__file__).parent / "data"
 
 # --- flow ------------------------------------------------------------------------------------------------------------
 
@@ -65,6 +69,17 @@ def test_largest_flow() -> None:
     flow[0, 1, 9, 9] = math.inf
     assert largest_flow(flow) == pytest.approx(98 * 0.99, rel=1e-6)  # 99 finite lengths 0 to 98
     assert largest_flow(torch.zeros(1, 2, 4, 4)) == 1
+
+
+def test_flow_has_the_colours_of_the_field() -> None:
+    """Stored numbers of L4P's drawing: radius 25, components cut off at 25 / sqrt(2), 8-bit colours rounded down."""
+    stored = load_file(DATA / "l4p_vis.safetensors")
+    flow, expected = stored["in/flow"][0].movedim(1, 0), stored["out/flow_rgb"][0].movedim(1, 0) * 255
+    limit = 25 / math.sqrt(2)
+    seen = flow_picture(flow.clamp(-limit, limit), largest=25.0).float()
+    assert seen.shape == expected.shape == (3, 3, 24, 28)
+    assert (seen - expected).min() >= -1e-3
+    assert (seen - expected).max() <= 1 + 1e-3
 
 
 # --- depth -----------------------------------------------------------------------------------------------------------
@@ -107,6 +122,12 @@ def test_depth_range_ignores_outliers_and_holes() -> None:
     assert depth_range(torch.zeros(4)) is None
 
 
+def panel(store: ArrayStore, view: View) -> Panel:
+    """That of a store's only map."""
+    _, one = _panels(Scene(store, view, "video"), None)
+    return one
+
+
 @pytest.mark.parametrize("valid", [range(CHUNK), range(CHUNK, 2 * CHUNK), range(0)])
 def test_the_depth_of_a_clip_with_holes(tmp_path: Path, valid: range) -> None:
     """Frames without any depth are black and leave the colours of the others as they are."""
@@ -114,15 +135,39 @@ def test_the_depth_of_a_clip_with_holes(tmp_path: Path, valid: range) -> None:
     ramp = torch.linspace(1, 5, 64).view(8, 8)
     depth[list(valid)] = ramp
     store = ArrayStore(tmp_path / "a.zarr")
-    store.append("depth", depth)
+    store.append("depth", depth, kind="depth")
     store.commit()
-    paint = _painter(store, "depth")
+    picture = panel(store, exact((8, 8), (8, 8))).paint(range(2 * CHUNK), torch.zeros(8, 3, 8, 8, dtype=torch.uint8))
     black = [number for number in range(2 * CHUNK) if number not in valid]
-    assert paint(depth)[black].sum() == 0
+    assert picture[black].sum() == 0
     if valid:
         alone = depth_range(depth[list(valid)])
         assert alone is not None
-        assert torch.equal(paint(depth)[list(valid)], depth_picture(depth[list(valid)], *alone))
+        assert torch.equal(picture[list(valid)], depth_picture(depth[list(valid)], *alone))
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def test_mask_picture() -> None:
+    """Grey where nothing is probable or known, warm where it is, a line inside the border of what exceeds 0.85."""
+    frames = torch.tensor([10, 200, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 9, 12)
+    share = torch.zeros(1, 1, 9, 12)
+    share[..., 2:7, 2:7] = 0.9
+    share[..., 0, 9] = 0.5
+    share[..., 8, 11] = math.nan
+    picture = mask_picture(frames, share)[0]
+    luma = round(0.2126 * 10 + 0.7152 * 200 + 0.0722 * 30)
+    assert picture[:, 0, 0].tolist() == [luma] * 3
+    assert picture[:, 8, 11].tolist() == [luma] * 3
+    red, green, blue = picture[:, 0, 9].tolist()
+    assert red > luma > green > blue
+    yellow = (picture == torch.tensor([255, 230, 51], dtype=torch.uint8).view(3, 1, 1)).all(0)
+    expected = torch.zeros(9, 12, dtype=torch.bool)
+    expected[2:7, 2:7] = True
+    expected[3:6, 3:6] = False
+    assert torch.equal(yellow, expected)
+    assert mask_picture(frames, share, threshold=0.95)[0, :, 4, 4].tolist() == picture[:, 4, 4].tolist()
 
 
 # --- features --------------------------------------------------------------------------------------------------------
@@ -197,19 +242,30 @@ def test_fewer_channels_than_colours() -> None:
     assert fitted(features, window=2).picture(features).shape == (6, 3, 16, 24)
 
 
+def test_features_of_a_part_of_the_frame(tmp_path: Path) -> None:
+    """What the network did not see is black, whatever the numbers there; a NaN that it did predict is not hidden."""
+    view = View((16, 24), (16, 24), (8, 12), (4, 6))
+    features = clip_features(CHUNK, 5)
+    inside = torch.zeros(16, 24, dtype=torch.bool)
+    inside[4:12, 6:18] = True
+    store = ArrayStore(tmp_path / "a.zarr")
+    store.append("features", features.masked_fill(~inside, math.nan), kind="features")
+    store.commit()
+    blank = torch.zeros(CHUNK, 3, 16, 24, dtype=torch.uint8)
+    picture = panel(store, view).paint(range(CHUNK), blank)
+    assert picture[..., ~inside].sum() == 0
+    alone = fitted(features[..., 4:12, 6:18], window=CHUNK).picture(features[..., 4:12, 6:18])
+    assert torch.equal(picture[..., 4:12, 6:18], alone)
+    with pytest.raises(RunError, match="hold NaN or infinite"):
+        panel(store, exact((16, 24), (16, 24)))
+
+
 def test_nan_features_are_refused() -> None:
     with pytest.raises(RunError, match="hold NaN or infinite"):
         FeaturePCA(3).update(torch.full((1, 3, 2, 2), math.nan))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
-def test_side_by_side() -> None:
-    left, right = (torch.full((2, 3, 4, width), value, dtype=torch.uint8) for width, value in ((5, 10), (7, 20)))
-    row = side_by_side([left, right], gap=3)
-    assert row.shape == (2, 3, 4, 15)
-    assert row[0, 0, 0].tolist() == [10] * 5 + [255] * 3 + [20] * 7
 
 
 def test_png_reads_back_to_the_bit(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""A prediction beside the frames it was made from, as an mp4 and a few PNGs.
+"""All that was predicted of a video beside its frames, as one mp4 and a few PNGs.
 
 Colours are fixed over the whole video before the first frame is drawn: features get one basis, depth and flow one
-range. So the arrays are read twice, a chunk at a time.
+range. So the maps are read twice, a chunk at a time.
 """
 
 from __future__ import annotations
@@ -9,83 +9,206 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fourd_core.data import Queries
 from fourd_core.files import disk_errors
 from fourd_core.interfaces import Video
 from fourd_core.media.arrays import ArrayStore
+from fourd_core.media.panels import Size, arranged, fitted, panel_size
 from fourd_core.media.pca import FeaturePCA
-from fourd_core.media.pictures import depth_picture, depth_range, flow_picture, largest_flow, side_by_side
+from fourd_core.media.pictures import (
+    OUTLINE,
+    depth_picture,
+    depth_range,
+    flow_picture,
+    grey,
+    largest_flow,
+    mask_picture,
+)
+from fourd_core.media.trails import TRAIL, draw_tracks, point_colours
 from fourd_core.media.video import mean_frame_rate
 from fourd_core.media.views import View
 from fourd_core.media.writers import VideoWriter, write_png
+from fourd_core.placement import Pixels
 from fourd_core.progress import track
+from fourd_core.sinks import SEEN
 
 CHUNK = 4
 """Frames in memory at a time."""
 
-Painter = Callable[[Float[Tensor, "t c h w"]], UInt8[Tensor, "t 3 h w"]]
+Painter = Callable[[range, UInt8[Tensor, "t 3 h w"]], UInt8[Tensor, "t 3 h w"]]
+"""The panel of some frames, at the size of the frames that it is given."""
 
 
-def draw(store: ArrayStore, video: Video, view: View, folder: Path, name: str, *, pictures: int, movie: bool) -> None:
-    """Draw every array of a store.
+class Panel(NamedTuple):
+    """A picture of the row: what stands above it, and how it is drawn."""
+
+    label: str
+    paint: Painter
+
+
+class Scene(NamedTuple):
+    """What a store holds, and on which pixels."""
+
+    store: ArrayStore
+    view: View
+    pixels: Pixels
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the maps."""
+        return self.view.video_size if self.pixels == "video" else self.view.size
+
+    def chunk(self, start: int) -> range:
+        """The frames of the chunk that begins at `start`."""
+        return range(start, min(start + CHUNK, self.store.done))
+
+    def values(self, array: str, frames: range) -> Float[Tensor, "t ..."]:
+        """Some frames of an array."""
+        return torch.from_numpy(self.store[array][frames.start : frames.stop]).float()
+
+    def chunks(self, array: str) -> Iterator[Float[Tensor, "t c h w"]]:
+        """All frames of an array, a chunk at a time."""
+        starts = range(0, self.store.done, CHUNK)
+        frames = (self.chunk(start) for start in track(starts, f"colours of {array}", len(starts)))
+        return (self.values(array, part) for part in frames)
+
+    def shown(self) -> tuple[slice, slice]:
+        """The rows and columns of the maps that the network saw; beyond them nothing is known."""
+        if self.pixels == "view":
+            return slice(None), slice(None)
+        (left, top), (right, bottom) = self.view.visible()
+        return _centres_between(top, bottom), _centres_between(left, right)
+
+
+def _centres_between(start: float, stop: float) -> slice:
+    return slice(max(0, round(start + 1e-3)), round(stop - 1e-3))
+
+
+def draw(
+    store: ArrayStore,
+    video: Video,
+    view: View,
+    folder: Path,
+    name: str,
+    *,
+    pixels: Pixels = "video",
+    queries: Queries | None = None,
+    pictures: int,
+    movie: bool,
+    side: int = 384,
+) -> None:
+    """Draw the frames and everything that a store holds of them, side by side.
 
     Args:
-        folder: gets `<name>_<array>.mp4` and `pictures/<name>_<array>_<frame>.png`.
+        folder: gets `<name>.mp4` and `pictures/<name>_<frame>.png`.
+        pixels: on which grid the store's maps are.
+        queries: the points that were followed, which fix the tracks' colours.
         pictures: how many frames become PNGs.
         movie: whether to write the mp4.
+        side: the longer side of each panel, in pixels.
     """
-    count = store.done
+    count, path = store.done, folder / f"{name}.mp4"
     chosen = {round(i * (count - 1) / max(pictures - 1, 1)) for i in range(pictures)}
-    if not (chosen or movie):
+    if not (chosen or movie) or (movie and path.exists()):  # drawn before the run was stopped: the movie appears last
         return
     with disk_errors(folder):
         (folder / "pictures").mkdir(exist_ok=True)
-    for array in store:
-        path = folder / f"{name}_{array}.mp4"
-        if movie and path.exists():
-            continue  # drawn before the run was stopped: the movie appears last
-        paint = _painter(store, array)
-        starts = [start for start in range(0, count, CHUNK) if movie or chosen & set(_frames(start, count))]
-        with VideoWriter(path, mean_frame_rate(video)) if movie else nullcontext() as writer:
-            for start in track(starts, f"drawing {array}", len(starts)):
-                frames = (view.apply(video.read(_frames(start, count))) * 255).round().byte()
-                rows = side_by_side([frames, paint(_values(store, array, start))])
-                if writer is not None:
-                    writer.write(rows)
-                for index in chosen & set(_frames(start, count)):
-                    write_png(folder / "pictures" / f"{name}_{array}_{index:05d}.png", rows[index - start])
+    scene = Scene(store, view, pixels)
+    panels = list(_panels(scene, queries))
+    size = panel_size(scene.size, side)
+    starts = [start for start in range(0, count, CHUNK) if movie or chosen & set(scene.chunk(start))]
+    with VideoWriter(path, mean_frame_rate(video)) if movie else nullcontext() as writer:
+        for start in track(starts, f"drawing {name}", len(starts)):
+            frames = video.read(scene.chunk(start))
+            if pixels == "view":
+                frames = (view.apply(frames) * 255).round().byte()
+            frames = fitted(frames, size)
+            painted = [panel.paint(scene.chunk(start), frames) for panel in panels]
+            whole = arranged([panel.label for panel in panels], painted)
+            if writer is not None:
+                writer.write(whole)
+            for index in chosen & set(scene.chunk(start)):
+                write_png(folder / "pictures" / f"{name}_{index:05d}.png", whole[index - start])
 
 
-def _frames(start: int, count: int) -> range:
-    """The frames of the chunk that begins at `start`."""
-    return range(start, min(start + CHUNK, count))
+def _panels(scene: Scene, queries: Queries | None) -> Iterator[Panel]:
+    yield Panel("video", lambda _, frames: frames)
+    for kind, panel in (("depth", _depth), ("flow", _flow), ("mask", _mask), ("features", _features)):
+        for name in scene.store.of_kind(kind):
+            yield panel(scene, name)
+    for name in scene.store.of_kind("xy"):
+        yield _tracks(scene, name.removesuffix(".xy"), queries)
 
 
-def _values(store: ArrayStore, array: str, start: int) -> Float[Tensor, "t c h w"]:
-    return torch.from_numpy(store[array][start : min(start + CHUNK, store.done)]).float()
+def _depth(scene: Scene, name: str) -> Panel:
+    found = [item for chunk in scene.chunks(name) if (item := depth_range(chunk)) is not None]
+    near, far = min((low for low, _ in found), default=1.0), max((high for _, high in found), default=1.0)
+    unit = str(scene.store[name].attrs.get("unit", "1"))
+    return Panel(
+        f"{name} {near:.3g} - {far:.3g}" + (f" {unit}" if unit != "1" else ""),
+        lambda frames, seen: fitted(depth_picture(scene.values(name, frames), near, far), _size(seen)),
+    )
 
 
-def _chunks(store: ArrayStore, array: str) -> Iterator[Float[Tensor, "t c h w"]]:
-    starts = range(0, store.done, CHUNK)
-    return (_values(store, array, start) for start in track(starts, f"colours of {array}", len(starts)))
+def _flow(scene: Scene, name: str) -> Panel:
+    largest = max(largest_flow(chunk) for chunk in scene.chunks(name))
+    return Panel(
+        f"{name} {largest:.3g} px",
+        lambda frames, seen: fitted(flow_picture(scene.values(name, frames), largest), _size(seen)),
+    )
 
 
-def _painter(store: ArrayStore, array: str) -> Painter:
-    """Colours that fit what the array holds, with one range for the whole video."""
-    channels, unit = store[array].shape[1], store[array].attrs.get("unit", "1")
-    if channels == 2 and unit == "px":
-        largest = max(largest_flow(chunk) for chunk in _chunks(store, array))
-        return lambda flow: flow_picture(flow, largest)
-    if channels == 1:
-        ranges = [found for chunk in _chunks(store, array) if (found := depth_range(chunk)) is not None]
-        near, far = min((low for low, _ in ranges), default=1.0), max((high for _, high in ranges), default=1.0)
-        return lambda depth: depth_picture(depth, near, far)
-    basis = FeaturePCA(channels)
-    for chunk in _chunks(store, array):
-        basis.update(chunk)
+def _mask(scene: Scene, name: str) -> Panel:
+    def paint(frames: range, seen: UInt8[Tensor, "t 3 h w"]) -> UInt8[Tensor, "t 3 h w"]:
+        share = scene.values(name, frames).nan_to_num(0.0)
+        return mask_picture(seen, F.interpolate(share, _size(seen), mode="bilinear", antialias=True))
+
+    return Panel(f"{name} line {OUTLINE:g}", paint)
+
+
+def _features(scene: Scene, name: str) -> Panel:
+    rows, columns = scene.shown()
+    basis = FeaturePCA(scene.store[name].shape[1])
+    for chunk in scene.chunks(name):
+        basis.update(chunk[..., rows, columns])
     basis.finish()
-    return basis.picture
+
+    def paint(frames: range, seen: UInt8[Tensor, "t 3 h w"]) -> UInt8[Tensor, "t 3 h w"]:
+        values = scene.values(name, frames)
+        picture = torch.zeros(len(values), 3, *values.shape[-2:], dtype=torch.uint8)
+        picture[..., rows, columns] = basis.picture(values[..., rows, columns])
+        return fitted(picture, _size(seen))
+
+    return Panel(name, paint)
+
+
+def _tracks(scene: Scene, name: str, queries: Queries | None) -> Panel:
+    first = torch.from_numpy(scene.store[f"{name}.xy"][:1]).float()[0]
+    colours = point_colours(first[:, 1] if queries is None else queries.xy[0, :, 1])
+
+    def paint(frames: range, seen: UInt8[Tensor, "t 3 h w"]) -> UInt8[Tensor, "t 3 h w"]:
+        before = range(max(0, frames.start - TRAIL), frames.stop)
+        xy = scene.values(f"{name}.xy", before)
+        if scene.pixels == "view":
+            xy = scene.view.to_view(xy)
+        xy = xy * xy.new_tensor([seen.shape[-1] / scene.size[1], seen.shape[-2] / scene.size[0]])
+        visible = scene.values(f"{name}.visibility", before) > SEEN
+        pictures = (grey(seen) * 255).round().byte()
+        drawn = []
+        for picture, stop in zip(pictures, range(frames.start - before.start + 1, len(before) + 1), strict=True):
+            past = slice(max(0, stop - TRAIL - 1), stop)
+            drawn.append(draw_tracks(picture, xy[past], visible[past], colours))
+        return torch.stack(drawn)
+
+    return Panel(name, paint)
+
+
+def _size(pictures: UInt8[Tensor, "t 3 h w"]) -> Size:
+    return pictures.shape[-2], pictures.shape[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -14,17 +15,19 @@ from torch import Tensor
 
 from fourd_core.data import Queries
 from fourd_core.errors import RecipeError, RunError
-from fourd_core.files import atomic
+from fourd_core.files import atomic, disk_errors, write_text
 from fourd_core.interfaces import Head, Video
 from fourd_core.jobs import Job
 from fourd_core.jobs.pictures import draw
 from fourd_core.media.arrays import ArrayStore
+from fourd_core.media.exports import ExportFormat, check_formats, export_video
 from fourd_core.media.views import View
 from fourd_core.progress import track
 from fourd_core.queries import queries_for
 from fourd_core.run_folder import Run
 from fourd_core.sinks import ArraySink
 from fourd_core.streaming import Position, StreamConfig, stream, view_of, window_count, windows_done
+from fourd_core.viewer.page import check_viser, page_path, write_viewer
 
 SAVE_SECONDS, SMALL = 60.0, 2**20
 """A place to go on from is saved this often, or after every window where it takes fewer bytes than `SMALL`."""
@@ -42,8 +45,25 @@ class PredictJob(Job):
         if not self.system.heads:
             raise RecipeError(f"[stages.{self.stage}] has nothing to predict: the recipe has no [heads.NAME]")
         self.config.steps(self.system.backbone.spec)
+        self._check_outputs()
         for video in self.videos.values():
             self._queries(video, self._view(video))
+
+    def _check_outputs(self) -> None:
+        """Refuse what could not be written in the end; a head that does not announce its kind is waited for."""
+        if self.config.viewer:
+            check_viser()
+        heads = [cast(Head, head) for head in self.system.heads.values()]
+        if all(head.tracks or head.kind for head in heads):
+            of_cameras = ("world_from_cam", "intrinsics")
+            kinds = [of_cameras if head.kind == "cameras" else (head.kind,) for head in heads if not head.tracks]
+            check_formats([str(kind) for each in kinds for kind in each], self.config.exports)
+        cropped = [video.name for video in self.videos.values() if not _is_whole(self._view(video))]
+        if self.config.exports and self.config.pixels == "view" and cropped:
+            raise RecipeError(
+                f"[stages.{self.stage}] exports show whole frames, and the network's view of {cropped[0]} is only a "
+                'part of them; set pixels = "video"'
+            )
 
     def _view(self, video: Video) -> View:
         return view_of(self.data.view, video.size, self.system.backbone.spec)
@@ -61,15 +81,25 @@ class PredictJob(Job):
         return queries
 
     def run(self, run: Run) -> None:
-        folder = run.stage_folder(self.stage)
+        folder, config = run.stage_folder(self.stage), self.config
         for name, video in self.videos.items():
             view = self._view(video)
-            store = self._open(folder / f"{name}.zarr", video, {"view": attrs.asdict(view)})
+            queries = self._queries(video, view)
+            store = self._open(folder / f"{name}.zarr", video, {"view": attrs.asdict(view), "pixels": config.pixels})
+            if queries is not None:
+                _write_queries(queries_path(folder, name), queries)
             if not store.complete:
-                self._predict(run, video, view, store)
-            if self.config.npz:
+                self._predict(run, video, view, store, queries)
+            if config.npz:
                 store.export_npz(folder / f"{name}.npz")
-            draw(store, video, view, folder, name, pictures=self.config.pictures, movie=self.config.movie)
+            draw(
+                store, video, view, folder, name, pixels=config.pixels, queries=queries,
+                pictures=config.pictures, movie=config.movie, side=config.panel,
+            )  # fmt: skip
+            if config.exports:
+                _export(store, video, folder / "exports", name, config.exports)
+            if config.viewer:
+                write_viewer(store, video, page_path(folder, name), queries)
 
     def _open(self, folder: Path, video: Video, about: dict[str, Any]) -> ArrayStore:
         about = {
@@ -84,12 +114,11 @@ class PredictJob(Job):
             raise RunError(f"{folder} was begun with another video than {video.name} is now; delete it or use --out")
         return store
 
-    def _predict(self, run: Run, video: Video, view: View, store: ArrayStore) -> None:
+    def _predict(self, run: Run, video: Video, view: View, store: ArrayStore, queries: Queries | None) -> None:
         config, name = self.config, PurePosixPath(video.name).name
         place = _Place(store)
         position = place.load(self.system.device)
         sink = ArraySink(store, view, config.pixels)
-        queries = self._queries(video, view)
         parts = stream(self.system, video, view, config, queries, position)
         total = window_count(self.system, video.frame_count, config)
         done = windows_done(self.system, video.frame_count, config, position)
@@ -102,6 +131,35 @@ class PredictJob(Job):
             )  # fmt: skip
         store.finish()
         place.forget()
+
+
+def queries_path(folder: Path, name: str) -> Path:
+    """Where the points are listed that were followed through a video."""
+    return folder / f"{name}_queries.csv"
+
+
+def _write_queries(path: Path, queries: Queries) -> None:
+    """Rows `frame,x,y`, which `[queries] file` reads; nine digits hold all of a float32."""
+    points = zip(queries.frame[0].tolist(), queries.xy[0].tolist(), strict=True)
+    write_text(path, "frame,x,y\n" + "".join(f"{frame},{x:.9g},{y:.9g}\n" for frame, (x, y) in points))
+
+
+def _export(store: ArrayStore, video: Video, folder: Path, name: str, formats: tuple[ExportFormat, ...]) -> None:
+    """Write `folder / name`, which appears when it is whole; one that is there is left as it is."""
+    whole, unfinished = folder / name, folder / f"{name}.unfinished"
+    if whole.exists():
+        return
+    with disk_errors(unfinished):
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        unfinished.mkdir(parents=True)
+    export_video(store, video, folder, unfinished.name, formats)
+    with disk_errors(whole):
+        unfinished.rename(whole)
+
+
+def _is_whole(view: View) -> bool:
+    return view.corner == (0, 0) and view.resized == view.size
 
 
 class _Place:
@@ -167,10 +225,17 @@ class PredictConfig(StreamConfig):
     create: ClassVar[type[Job]] = PredictJob
 
     precision: Literal["float16", "float32"] = "float16"
-    """How the arrays are stored."""
+    """How maps are stored; cameras and tracks are always float32."""
     npz: bool = False
     """Write each video's arrays as one npz file too, where they fit into memory."""
     movie: bool = True
-    """Write an mp4 of input and predictions side by side."""
+    """Write an mp4 of the input and all predictions side by side."""
     pictures: int = attrs.field(default=4, validator=attrs.validators.ge(0))
     """How many PNGs of the same, evenly spread over the video."""
+    panel: int = attrs.field(default=384, validator=attrs.validators.ge(16))
+    """The longer side of each picture in the movie and the PNGs, in pixels."""
+    exports: tuple[ExportFormat, ...] = ()
+    """File formats of other programs, into `exports/<video>/`: flo, kitti_flow, depth_png, ply, ply_fused, colmap,
+    nerfstudio, tum."""
+    viewer: bool = False
+    """Write `<video>_4d.html`, the scene in space and time, which any browser opens (see `fourd view`)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,11 +14,15 @@ from jaxtyping import Shaped
 from torch import Tensor
 from zarr.storage import LocalStore
 
+from fourd_core.data import MapKind
 from fourd_core.errors import RunError
 from fourd_core.files import atomic, disk_errors
+from fourd_core.media.views import View
 
 CHUNK_BYTES = 16 * 2**20
 """About the size of one file of the store: a few frames."""
+
+MAP_AXES = "t c h w"
 
 CONVENTIONS = {
     "coordinates": "continuous pixels (x, y), the centre of the top left pixel is (0.5, 0.5)",
@@ -43,7 +47,7 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
         """Open or create a store.
 
         Args:
-            precision: of all floating-point arrays.
+            precision: of maps; cameras and tracks are a few numbers that others are computed from, always float32.
             attributes: plain JSON values kept with the store (the video's name, its size, the run).
         Raises:
             RunError: the folder cannot be written, or holds something else.
@@ -80,6 +84,13 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
         """Whether `finish` was called."""
         return bool(self._attribute("complete"))
 
+    def of_kind(self, kind: str) -> list[str]:
+        """The arrays of a kind. What belongs to cameras or tracks has a dot in its name (`track.depth` is no map)."""
+        of_maps = kind in get_args(MapKind)
+        return [
+            name for name, array in self.items() if array.attrs.get("kind") == kind and not (of_maps and "." in name)
+        ]
+
     def append(
         self,
         name: str,
@@ -87,7 +98,7 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
         *,
         unit: str = "1",
         kind: str = "",
-        axes: str = "t c h w",
+        axes: str = MAP_AXES,
     ) -> None:
         """Add frames at the end of an array, which is created at its first frames.
 
@@ -95,7 +106,7 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
             RunError: the disk is full; a number is too large for float16.
             ValueError: another shape than before.
         """
-        rows = self._to_numpy(name, values)
+        rows = self._to_numpy(name, values, axes)
         with disk_errors(self.folder):
             if name not in self._arrays:
                 self._arrays[name] = self._create(name, rows, axes, {"unit": unit, "kind": kind})
@@ -112,7 +123,7 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
         Raises:
             RunError: the disk is full; a number is too large for float16.
         """
-        rows = self._to_numpy(name, values)
+        rows = self._to_numpy(name, values, axes)
         with disk_errors(self.folder):
             if name not in self._arrays:
                 self._arrays[name] = self._create(name, rows, axes, {"unit": unit, "kind": kind})
@@ -172,10 +183,10 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
     def _attribute(self, name: str) -> Any:
         return self._group.attrs[name]
 
-    def _to_numpy(self, name: str, values: Shaped[Tensor, "t ..."]) -> np.ndarray[Any, np.dtype[Any]]:
+    def _to_numpy(self, name: str, values: Shaped[Tensor, "t ..."], axes: str) -> np.ndarray[Any, np.dtype[Any]]:
         if not values.is_floating_point():
             return values.detach().cpu().numpy()
-        kept = values.detach().to(getattr(torch, self._precision))
+        kept = values.detach().to(getattr(torch, self._precision) if axes == MAP_AXES else torch.float32)
         if bool((kept.isinf() & ~values.isinf()).any()):
             raise RunError(f"'{name}' has numbers over 65504, too large for float16; store float32")
         return kept.cpu().numpy()
@@ -198,3 +209,12 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
     def _resize(array: zarr.Array[Any], frames: int) -> None:
         if array.shape[0] != frames:
             array.resize((frames, *array.shape[1:]))
+
+
+def stored_view(store: ArrayStore) -> View:
+    """How the network saw the video that a run's arrays were predicted from."""
+    about = store.attributes["view"]
+    video_size, resized, size, corner = (
+        (int(about[key][0]), int(about[key][1])) for key in ("video_size", "resized", "size", "corner")
+    )
+    return View(video_size, resized, size, corner)

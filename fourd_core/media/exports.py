@@ -91,7 +91,7 @@ def export_video(
         RunError: the arrays are another video's; the disk is full.
         MediaError: a frame cannot be decoded.
     """
-    check_formats([str(array.attrs.get("kind")) for array in store.values()], formats)
+    check_formats([kind for kind in _CALLED for _ in store.of_kind(kind)], formats)
     if store.done > video.frame_count:
         raise RunError(f"{store.folder} holds {store.done} frames, and {video.name} has only {video.frame_count}")
     scene = _Scene(store, video, folder / name, depth_scale, fused_points)
@@ -112,7 +112,7 @@ class _Scene:
     fused_points: int
 
     def names(self, kind: str) -> list[str]:
-        return [name for name, array in self.store.items() if array.attrs.get("kind") == kind]
+        return self.store.of_kind(kind)
 
     def subfolder(self, *parts: str) -> Path:
         path = self.folder.joinpath(*parts)

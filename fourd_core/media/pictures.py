@@ -1,14 +1,18 @@
-"""Maps as pictures: depth, flow, and any of them beside the frames they belong to."""
+"""Maps as pictures: depth, flow and masks, each with colours of its own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+OUTLINE = 0.85
+"""Probability from which L4P's demonstration shows a pixel as moving; drawn as a line around."""
+_WARM = (1.0, 0.25, 0.1)
 
 
 def depth_range(depth: Float[Tensor, "*shape"], low: float = 0.02, high: float = 0.98) -> tuple[float, float] | None:
@@ -75,12 +79,26 @@ def largest_flow(flow: Float[Tensor, "t 2 h w"], quantile: float = 0.99) -> floa
     return max(1.0, float(torch.quantile(length[:: -(-len(length) // 2**20)].double(), quantile)))
 
 
-def side_by_side(pictures: Sequence[UInt8[Tensor, "t 3 h _"]], gap: int = 4) -> UInt8[Tensor, "t 3 h w"]:
-    """Pictures of equal height in a row, white between them."""
-    first = pictures[0]
-    white = first.new_full((first.shape[0], 3, first.shape[2], gap), 255)
-    row = [part for picture in pictures for part in (white, picture)]
-    return torch.cat(row[1:], dim=-1)
+def mask_picture(
+    frames: UInt8[Tensor, "t 3 h w"], probability: Float[Tensor, "t 1 h w"], threshold: float = OUTLINE
+) -> UInt8[Tensor, "t 3 h w"]:
+    """The grey frames, the redder the more probable; a yellow line inside the border of what exceeds the threshold.
+
+    Where the probability is not a number the frame stays grey.
+    """
+    share = probability.nan_to_num(0.0).clamp(0, 1)
+    warm = share.new_tensor(_WARM).view(3, 1, 1)
+    picture = torch.lerp(grey(frames).to(share), warm, 0.75 * share)
+    inside = (share > threshold).float()
+    eroded = -F.max_pool2d(F.pad(-inside, (1, 1, 1, 1), value=-1.0), 3, stride=1)
+    yellow = share.new_tensor([1.0, 0.9, 0.2]).view(3, 1, 1)
+    return _to_8_bit(torch.where(inside > eroded, yellow, picture))
+
+
+def grey(frames: UInt8[Tensor, "t 3 h w"]) -> Float[Tensor, "t 3 h w"]:
+    """Frames without their colours (ITU-R BT.709 luma), in [0, 1]."""
+    weight = torch.tensor([0.2126, 0.7152, 0.0722], device=frames.device).view(3, 1, 1)
+    return (frames.float() / 255 * weight).sum(1, keepdim=True).expand(-1, 3, -1, -1)
 
 
 def _to_8_bit(rgb: Float[Tensor, "t 3 h w"]) -> UInt8[Tensor, "t 3 h w"]:

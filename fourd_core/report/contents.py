@@ -5,6 +5,7 @@
 - `metrics.jsonl`: one JSON object a line: `stage`, `step`, the time, and numbers by name
 - `<stage>/result.json`: a list of tables (`Result`)
 - `<stage>/pictures/*.png`, `<stage>/*.mp4`: shown with their file names as captions
+- `<stage>/*_4d.html`: pages of the 4D viewer, linked
 """
 
 from __future__ import annotations
@@ -101,12 +102,17 @@ class Result:
 
 @attrs.frozen
 class Medium:
-    """A picture or video file; `size` (width, height in pixels) is known for pictures."""
+    """A picture, a video, or a page; `size` (width, height in pixels) is known for pictures."""
 
     path: Path
     link: str
     embedded: bool
     size: tuple[int, int] | None = None
+
+    @property
+    def wide(self) -> bool:
+        """Whether it is a row of pictures, which needs the whole width of a page."""
+        return self.size is not None and self.size[0] > 2 * self.size[1]
 
     @property
     def caption(self) -> str:
@@ -127,6 +133,7 @@ class StageFolder:
     results: list[Result]
     pictures: list[Medium]
     videos: list[Medium]
+    viewers: list[Medium]
 
 
 @attrs.frozen
@@ -179,12 +186,17 @@ def _read_stage(run: Path, folder: Path, budget: _Budget, problems: list[str]) -
         else:
             pictures.append(_medium(run, path, budget, size))
     videos = [_medium(run, path, budget) for path in sorted(folder.glob("[!.]*.mp4")) if path.stat().st_size]
+    viewers = [Medium(path, _link(run, path), embedded=False) for path in sorted(folder.glob("[!.]*_4d.html"))]
     results = _read_json(folder / "result.json", list[Result], problems) or []
-    return StageFolder(folder.name, results, pictures, videos)
+    return StageFolder(folder.name, results, pictures, videos, viewers)
 
 
 def _medium(run: Path, path: Path, budget: _Budget, size: tuple[int, int] | None = None) -> Medium:
-    return Medium(path, quote(path.relative_to(run).as_posix()), budget.take(path.stat().st_size), size)
+    return Medium(path, _link(run, path), budget.take(path.stat().st_size), size)
+
+
+def _link(run: Path, path: Path) -> str:
+    return quote(path.relative_to(run).as_posix())
 
 
 def _png_size(path: Path) -> tuple[int, int] | None:
