@@ -1,7 +1,7 @@
-"""Does memory grow with the length of the video? python -m benchmarks.predict_memory
+"""Does memory grow with the length of the video? python -m benchmarks.predict_memory [lila_tiny] [l4p_tiny]
 
-Repeats the bundled clip to 132 and 2640 frames, predicts features of both by `fourd run recipes/lila_tiny.toml predict`
-in processes of their own, and writes their peak resident memory to benchmarks/results/predict_memory.json.
+Repeats the bundled clip to a short and a long video, predicts both by `fourd run recipes/NAME.toml predict` in
+processes of their own, and writes their peak resident memory to benchmarks/results/predict_memory_NAME.json.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 
@@ -19,32 +21,43 @@ from benchmarks.saving import save
 
 ROOT = Path(__file__).parent.parent
 CLIP = ROOT / "examples/bigbuckbunny.mp4"
-REPEATS = (1, 20)
 HEIGHT = 180
-OPTIONS = ("data.pixels=64", "stages.predict.pictures=2", "data.cache_mb=16", "threads=1")
+SMALL_CACHE = ("data.cache_mb=16", "threads=1", "stages.predict.pictures=2")
 
 
-def repeated(path: Path, times: int) -> int:
-    """Write the clip `times` times in a row, smaller; returns the number of frames."""
+class Case(NamedTuple):
+    """A recipe, the lengths of the two videos, and what is set for both."""
+
+    frames: tuple[int, int]
+    options: tuple[str, ...]
+
+
+CASES = {
+    "lila_tiny": Case((132, 2640), ("data.pixels=64", *SMALL_CACHE)),
+    "l4p_tiny": Case((32, 2000), SMALL_CACHE),
+}
+
+
+def repeated(path: Path, frames: int) -> None:
+    """Write the clip again and again, smaller, until there are `frames`."""
     count = 0
     with av.open(str(path), "w") as target:
         stream = target.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
         stream.height, stream.width, stream.pix_fmt = HEIGHT, HEIGHT * 16 // 9, "yuv420p"
-        for _ in range(times):
+        while count < frames:
             with av.open(str(CLIP)) as source:
-                for frame in source.decode(video=0):
+                for frame in islice(source.decode(video=0), frames - count):
                     small = frame.reformat(stream.width, stream.height, "yuv420p")
                     small.pts, small.time_base = count, Fraction(1, 25)
                     target.mux(stream.encode(small))
                     count += 1
         target.mux(stream.encode(None))
-    return count
 
 
-def peak_memory(video: Path, out: Path) -> float:
+def peak_memory(recipe: str, video: Path, out: Path) -> float:
     """The largest resident memory of a prediction, in MB."""
-    words = ["run", ROOT / "recipes/lila_tiny.toml", "predict", "--out", out, "--set", f"data.video={video}"]
-    words += [word for option in OPTIONS for word in ("--set", option)]
+    words = ["run", ROOT / f"recipes/{recipe}.toml", "predict", "--out", out, "--set", f"data.video={video}"]
+    words += [word for option in CASES[recipe].options for word in ("--set", option)]
     process = subprocess.Popen([sys.executable, "-m", "fourd_core", *map(str, words)])
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -52,16 +65,18 @@ def peak_memory(video: Path, out: Path) -> float:
     return usage.ru_maxrss / 1024
 
 
-def main() -> None:
+def measure(recipe: str) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for times in REPEATS:
-            video = Path(folder) / f"{times}.mp4"
-            frames = repeated(video, times)
-            rows.append({"frames": frames, "peak MB": round(peak_memory(video, Path(folder) / f"run{times}"))})
+        for frames in CASES[recipe].frames:
+            video = Path(folder) / f"{frames}.mp4"
+            repeated(video, frames)
+            peak = peak_memory(recipe, video, Path(folder) / f"run{frames}")
+            rows.append({"frames": frames, "peak MB": round(peak)})
     rows[-1]["against the short one"] = f"{100 * (rows[-1]['peak MB'] / rows[0]['peak MB'] - 1):+.1f} %"
-    save("predict_memory", rows, "python -m benchmarks.predict_memory")
+    save(f"predict_memory_{recipe}", rows, f"python -m benchmarks.predict_memory {recipe}")
 
 
 if __name__ == "__main__":
-    main()
+    for name in sys.argv[1:] or CASES:
+        measure(name)
