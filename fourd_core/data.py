@@ -195,6 +195,10 @@ class Prediction:
         """The frames `start .. stop - 1` alone."""
         return self.map(lambda tensor: tensor[:, start:stop])
 
+    def unit_of(self, field: str) -> str:
+        """The unit of one of the tensors."""
+        return self.unit
+
     @property
     def frame_count(self) -> int:
         """How many frames it is about."""
@@ -231,6 +235,10 @@ class Cameras(Prediction):
     world_from_cam: Float[Tensor, "b t 4 4"]
     intrinsics: Float[Tensor, "b t 3 3"]
 
+    def unit_of(self, field: str) -> str:
+        """Pixels for the intrinsics."""
+        return "px" if field == "intrinsics" else self.unit
+
 
 @attrs.frozen(eq=False)
 class Tracks(Prediction):
@@ -254,6 +262,10 @@ class Tracks(Prediction):
     xyz: Float[Tensor, "b t n 3"] | None = None
     xyz_camera: Float[Tensor, "b t n 3"] | None = None
     remembered: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+    def unit_of(self, field: str) -> str:
+        """Pixels in the frame, the unit of the depth in space."""
+        return {"xy": "px", "visibility": "1", "live": "1"}.get(field, self.unit)
 
     @classmethod
     def join(cls, parts: Sequence[Tracks]) -> Tracks:
@@ -294,7 +306,7 @@ class Predictions(Mapping[str, Prediction]):
 
     def __repr__(self) -> str:
         shapes = [
-            f"{name}{'' if isinstance(item, Maps) else '.' + field}: {tuple(tensor.shape)} [{item.unit}]"
+            f"{name}{'' if isinstance(item, Maps) else '.' + field}: {tuple(tensor.shape)} [{item.unit_of(field)}]"
             for name, item in self._items.items()
             for field, tensor in item.tensors().items()
         ]

@@ -127,11 +127,11 @@ class ArraySink(Sink):
 
     def _append(self, name: str, item: Prediction, first: int) -> None:
         for array, tensor, facts in _arrays(name, item):
-            self._store.append(array, tensor, unit=item.unit, **facts)
+            self._store.append(array, tensor, **facts)
 
     def _patch(self, name: str, item: Prediction, first: int) -> None:
         for array, tensor, facts in _arrays(name, item):
-            self._store.patch(array, first, tensor, unit=item.unit, **facts)
+            self._store.patch(array, first, tensor, **facts)
 
     def _read(self, name: str, start: int, stop: int) -> Prediction | None:
         return read_prediction(self._store, name, start, stop)
@@ -151,8 +151,9 @@ def read_prediction(store: ArrayStore, name: str, start: int, stop: int) -> Pred
     if not fields:
         return None
     tensors: dict[str, Any] = {field: tensor(f"{name}.{field}") for field in fields}
-    unit = str(store[f"{name}.{fields[0]}"].attrs["unit"])
-    return Cameras(**tensors, unit=unit) if "world_from_cam" in fields else Tracks(**tensors, unit=unit)
+    kind, telling = (Cameras, "world_from_cam") if "world_from_cam" in fields else (Tracks, "depth")
+    unit = str(store[f"{name}.{telling}"].attrs["unit"]) if telling in fields else "1"
+    return kind(**tensors, unit=unit)
 
 
 def _arrays(name: str, item: Prediction) -> Iterator[tuple[str, Tensor, dict[str, str]]]:
@@ -160,7 +161,8 @@ def _arrays(name: str, item: Prediction) -> Iterator[tuple[str, Tensor, dict[str
     for field, tensor in item.tensors().items():
         kind = item.kind if isinstance(item, Maps) else field
         array = name if isinstance(item, Maps) else f"{name}.{field}"
-        yield array, tensor[0], {"kind": kind, "axes": axes.get(field, "t n" if tensor.ndim == 3 else "t n c")}
+        facts = {"kind": kind, "axes": axes.get(field, "t n" if tensor.ndim == 3 else "t n c")}
+        yield array, tensor[0], {"unit": item.unit_of(field), **facts}
 
 
 class MemorySink(Sink):
