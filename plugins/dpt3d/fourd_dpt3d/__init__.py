@@ -1,1 +1,1 @@
-"""DPT decoders: tokens of several layers fused, coarse to fine, into one map per frame."""
+"""DPT decoders: tokens of several layers fused, coarse to fine, into maps; cameras from rays."""

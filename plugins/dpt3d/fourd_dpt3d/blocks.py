@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fourd_dpt3d.convolution import Conv3x3x3
+
 Dims = Literal[2, 3]
 """Pictures, or videos of which time is the first axis."""
 
@@ -41,9 +43,10 @@ class ResidualConvUnit(nn.Module):
 
     def __init__(self, channels: int, dims: Dims = 2) -> None:
         super().__init__()
-        conv = nn.Conv2d if dims == 2 else nn.Conv3d
-        self.conv1 = conv(channels, channels, kernel_size=3, padding=1)
-        self.conv2 = conv(channels, channels, kernel_size=3, padding=1)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1) if dims == 2 else Conv3x3x3(channels, channels)
+            for _ in range(2)
+        )
 
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
         """The refined map."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fourd_core.interfaces import TapSpec
 from fourd_dpt3d.blocks import FeatureFusion, resized
+from fourd_dpt3d.convolution import Conv3x3x3
 
 LEVELS = 4
 Factors = tuple[float, float, float]
@@ -80,13 +81,11 @@ class Decoder3D(nn.Module):
         )
         self.factors = fusion_factors(config, taps)
         self.scratch = nn.ModuleDict(
-            {f"layer{n}_rn": nn.Conv3d(c, features, 3, padding=1, bias=False) for n, c in enumerate(widths, 1)}
+            {f"layer{n}_rn": Conv3x3x3(c, features, bias=False) for n, c in enumerate(widths, 1)}
             | {f"refinenet{n}": FeatureFusion(features, n == LEVELS, dims=3) for n in range(1, LEVELS + 1)}
         )
-        self.head1 = nn.Sequential(nn.Conv3d(features, last, 3, padding=1))
-        self.head2 = nn.Sequential(
-            nn.Conv3d(last, last, 3, padding=1), nn.ReLU(inplace=True), nn.Conv3d(last, channels, 1)
-        )
+        self.head1 = nn.Sequential(Conv3x3x3(features, last))
+        self.head2 = nn.Sequential(Conv3x3x3(last, last), nn.ReLU(inplace=True), nn.Conv3d(last, channels, 1))
 
     @property
     def last(self) -> nn.Conv3d:

@@ -291,6 +291,16 @@ def test_on_the_meta_device(how: str) -> None:
     assert predictions.depth.is_meta
 
 
+def test_the_memory_keeps_the_first_intrinsics_whatever_comes() -> None:
+    memory, k = SharedIntrinsics(SharedIntrinsics.Config(), SPEC), known_cameras()[1]
+    clip, poses = Clip(torch.zeros(2, 6, 3, 8, 8)), torch.eye(4).expand(2, 6, 4, 4)
+    state = memory.update(memory.initial(NOTHING, clip), NOTHING, clip, Cameras(poses, k), 1)
+    state = memory.update(state, NOTHING, clip, Cameras(poses, k + 1), 1)
+    remembered = memory.read(state, NOTHING, clip)[1].intrinsics
+    assert remembered is not None
+    assert torch.equal(remembered, k)
+
+
 def test_a_memory_of_another_head() -> None:
     clip = Clip(torch.zeros(1, 2, 3, 8, 8))
     memory = SharedIntrinsics(SharedIntrinsics.Config(), SPEC)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fourd_dpt3d.camera_rays import CameraRays
+from fourd_dpt3d.convolution import Conv3x3x3
 from fourd_dpt3d.decoder3d import Decoder3D
 from fourd_dpt3d.dense3d import Dense3D, Depth3D, Flow3D, Motion3D
 from safetensors.torch import load_file, save_file
@@ -167,6 +168,17 @@ def test_a_grid_of_any_size(grid: tuple[int, int, int]) -> None:
     mine = head.raw(tokens, clip)
     torch.testing.assert_close(mine, plain(head, tokens, size), rtol=0, atol=1e-13)
     assert torch.equal(head(tokens, clip).values, mine.exp())
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 6])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_convolution_of_few_channels(frames: int, batch: int) -> None:
+    mine = Conv3x3x3(3, 4).double()
+    x = torch.randn(batch, 3, frames, 5, 6, dtype=torch.float64, requires_grad=True)
+    answer, expected = mine(x), F.conv3d(x, mine.weight, mine.bias, padding=1)
+    torch.testing.assert_close(answer, expected)
+    gradients = (torch.autograd.grad(y.square().sum(), [x, mine.weight, mine.bias]) for y in (answer, expected))
+    torch.testing.assert_close(*gradients)
 
 
 def test_backbones_of_single_frames_and_of_several_strides() -> None:
