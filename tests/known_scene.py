@@ -86,7 +86,7 @@ class KnownScene(Video):
         height, width = self.size
         place = (torch.arange(side) + 0.5) / side
         y, x = torch.meshgrid(place * height, place * width, indexing="ij")
-        xy = torch.stack([x.flatten(), y.flatten()], -1)
+        xy = torch.stack([x.flatten(), y.flatten()], -1).floor() + 0.5  # where the depth is known
         row, column = xy[:, 1].long(), xy[:, 0].long()
         rays = rotate(self.world_from_cam[0, :3, :3], directions(xy, self.camera))
         world = self.world_from_cam[0, :3, 3] + rays * self.depth[0, row, column, None]

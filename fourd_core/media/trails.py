@@ -42,7 +42,7 @@ def draw_tracks(
     known = xy.isfinite().all(-1)
     canvas = _trails(canvas, xy, seen & known, colours)
     # Thousands of points get smaller ones, so that something can be seen between them.
-    radius = min(max(0.3 * math.sqrt(h * w / max(xy.shape[1], 1)), 1.2), max(h, w) / 130)
+    radius = max(min(0.3 * math.sqrt(h * w / max(xy.shape[1], 1)), max(h, w) / 130), 1.2)
     filled, hollow = known[-1] & seen[-1], known[-1] & ~seen[-1]
     canvas = _marked(canvas, xy[-1][hollow], colours[hollow], 0.7, radius, lambda d: 1 - (d - radius).abs())
     canvas = _marked(canvas, xy[-1][filled], colours[filled], 1.0, radius, lambda d: radius + 0.5 - d)

@@ -5,7 +5,7 @@ However long the video and however large its frames, a scene holds a bounded num
 
 from __future__ import annotations
 
-from math import ceil, sqrt
+from math import ceil, radians, sqrt, tan
 
 import attrs
 import numpy as np
@@ -26,8 +26,8 @@ from fourd_core.sinks import SEEN
 
 POINTS, POINTS_A_FRAME, TRACKS = 600_000, 30_000, 1024
 """At most about as many points in all frames together, in one frame, and at most as many tracks."""
-EDGE = 0.05
-"""Where depth changes by more than this share from a pixel to its neighbours, it belongs to neither side."""
+STEEPEST = 85.0
+"""Degrees from head-on at which a surface may be seen; what seems steeper is the smear between two surfaces."""
 PICTURE = 160
 """The longer side of the picture that a camera shows."""
 
@@ -124,11 +124,15 @@ def gather(store: ArrayStore, video: Video, frames: int, queries: Queries | None
     return Scene(moments, _paths(store, chosen, world_from_cam, intrinsics, queries, notes), spacing, notes)
 
 
-def edges(depth: Float[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
-    """Pixels whose neighbours are much nearer or farther, or unknown."""
+def edges(depth: Float[Tensor, "h w"], focal: float) -> Bool[Tensor, "h w"]:
+    """Pixels whose neighbours are much nearer or farther, or unknown.
+
+    Args:
+        focal: in pixels of the map. A surface's depth changes from pixel to pixel by `tan(angle) / focal` of itself.
+    """
     known = depth.where(depth.isfinite() & (depth > 0), torch.inf)[None, None]
     near, far = -F.max_pool2d(-known, 3, 1, 1)[0, 0], F.max_pool2d(known, 3, 1, 1)[0, 0]
-    return ~(far - near < EDGE * near)
+    return ~(far - near < 2 * tan(radians(STEEPEST)) / focal * near)
 
 
 def _cameras(
@@ -165,7 +169,8 @@ def _points(
     """The camera's points at every `step`-th pixel of a map, but for edges and what lies outside the frame."""
     if not depth.numel():
         return torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.uint8)
-    clear = ~edges(depth)
+    pixel = float(xy[0, -1, 0] - xy[0, 0, 0]) / max(xy.shape[1] - 1, 1) or 1.0
+    clear = ~edges(depth, float(intrinsics[0, 0]) / pixel)
     start = step // 2
     depth, xy, clear = (item[start::step, start::step] for item in (depth, xy, clear))
     column, row = xy.floor().long().unbind(-1)
