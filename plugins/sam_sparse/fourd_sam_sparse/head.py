@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -11,20 +13,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fourd_core.data import Clip, Grid, Queries, Tokens, Tracks
+from fourd_core.data import Clip, Queries, Tokens, Tracks
 from fourd_core.interfaces import BackboneSpec, Direction, Head, PretrainedWeights
 from fourd_core.recipe import Location
 from fourd_core.stitching import WhereLive
 from fourd_sam_sparse.checkpoints import load_part, pretrained
-from fourd_sam_sparse.mask_decoder import MASKS, WORKING, MaskDecoder, in_parts
+from fourd_sam_sparse.mask_decoder import MASKS, MaskDecoder, Shared, at_a_time, in_parts
 from fourd_sam_sparse.prompts import FOUND, NAMED, PROMPTS, PromptEncoder
 from fourd_sam_sparse.readout import enlarged_mean, expected_position
 from fourd_sam_sparse.two_way import DEPTH
 from fourd_sam_sparse.written import stacked
 
 REMEMBERED = ("logit", "feature", "mixing", "values", "moments", "norms")
-"""What is left for a memory: the visibility's `logit` (`b n t`), the track's `feature` (`b n c`), what each query wrote on
-the video's tokens and under which norms (`b l 2 c`), see `Written`."""
+"""What is left for a memory: the visibility's `logit` (`b n t`), the track's `feature` (`b n c`), and the fields of
+`Written`, by query but for the norms (`b l 2 c`)."""
 
 
 class SamTrack(Head):
@@ -56,7 +58,7 @@ class SamTrack(Head):
         direction: Direction = "forward"
         """Which way through the video: "forward" from each query's frame, "backward", or "both"."""
         chunk: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
-        """Points that go through together; none: as many as take about 256 MB. The answers are the same."""
+        """Points that go through together; none: as many as suit the device. The answers are the same."""
         checkpointing: bool = False
         """Save memory in training: keep only what goes into a chunk, and compute the rest again for the gradients."""
         weights: Location | None = None
@@ -99,11 +101,11 @@ class SamTrack(Head):
         assert clip.queries is not None, "a head that tracks is given queries"
         tap, queries = tokens[self.taps[0]], clip.queries
         positions = self.prompt_encoder.positions(tap.grid, tap.values.device)
-        recalled = self._recalled(queries, tap.values)
+        own = self._places(queries, clip), _labels(queries), *self._recalled(queries, tap.values)
         samples = []
         for i, base in enumerate(tap.values):
-            given = self._places(queries, clip)[i], _labels(queries)[i], *(tensor[i] for tensor in recalled)
-            samples.append(self._sample(given, base, positions, tap.grid, clip.size))
+            shared = self.mask_decoder.shared(base, positions, tap.grid)
+            samples.append(self._sample([tensor[i] for tensor in own], shared, clip.size))
         xy, logit, log_depth, *remembered = (stacked(parts) for parts in zip(*samples, strict=True))
         norms = self.mask_decoder.transformer.norms.expand(len(samples), -1, -1, -1)
         return Tracks(
@@ -123,27 +125,21 @@ class SamTrack(Head):
         written = DEPTH * (ranks * (tokens + self.spec.dim) + 2 * tokens)
         return clip.frames.element_size() * (tokens * self.spec.dim + 2 * written)
 
-    def _sample(
-        self,
-        given: tuple[Tensor, ...],
-        base: Float[Tensor, "p c"],
-        positions: Float[Tensor, "p c"],
-        grid: Grid,
-        size: tuple[int, int],
-    ) -> tuple[Tensor, ...]:
-        """The points of one clip, chunk by chunk; `given` are the arguments of `_chunk` that each has for itself."""
-        product = self.mask_decoder.product(base)
-        count = len(given[0])
-        # A chunk's tokens at the transformer's busiest: before and behind a layer, and with their positions.
-        most = self.config.chunk or max(1, WORKING // (4 * base.nbytes))
+    def _sample(self, own: Sequence[Tensor], shared: Shared, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """The points of one clip, chunk by chunk.
+
+        Args:
+            own: what `_chunk` is given of each point.
+        """
+        # At the transformer's busiest a chunk has its tokens before and behind a layer, with positions and without.
+        most = self.config.chunk or at_a_time(4 * shared.base.nbytes, shared.base)
+        saving = self.config.checkpointing and torch.is_grad_enabled()
         parts = []
-        for part in in_parts(count, most):
-            arguments = [tensor[part] for tensor in given]
-            if self.config.checkpointing and torch.is_grad_enabled():
-                done = checkpoint(self._chunk, *arguments, base, positions, product, grid, size, use_reentrant=False)
-            else:
-                done = self._chunk(*arguments, base, positions, product, grid, size)
-            parts.append(done)
+        for part in in_parts(0, len(own[0]), most):
+            arguments = *(tensor[part] for tensor in own), shared, size
+            parts.append(
+                checkpoint(self._chunk, *arguments, use_reentrant=False) if saving else self._chunk(*arguments)
+            )
         return parts[0] if len(parts) == 1 else tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
     def _chunk(
@@ -153,15 +149,12 @@ class SamTrack(Head):
         feature: Float[Tensor, "n c"],
         handed: Bool[Tensor, " n"],
         history: Float[Tensor, "n m c"],
-        base: Float[Tensor, "p c"],
-        positions: Float[Tensor, "p c"],
-        product: Float[Tensor, "1 p d"],
-        grid: Grid,
+        shared: Shared,
         size: tuple[int, int],
     ) -> tuple[Tensor, ...]:
         """Position, visibility's logit, logarithm of the depth, the track's feature, and what was written."""
         prompts = self.prompt_encoder(places, labels, feature, handed)
-        maps, feature, written = self.mask_decoder(prompts, base, history, positions, product, grid)
+        maps, feature, written = self.mask_decoder(prompts, history, shared)
         logit, log_depth = enlarged_mean(maps[:, 1:], size).unbind(1)
         return (
             expected_position(maps[:, 0], size),

@@ -220,7 +220,7 @@ class TrackMemory(Chain):
         samples = []
         for i, norms in enumerate(kept["norms"]):
             written = Written(kept["mixing"][i], kept["values"][i], kept["moments"][i], norms)
-            samples.append(written.linear(weight, bias, kept["base"][i] @ Written.through(weight, norms)))
+            samples.append(written.linear(weight, bias).plus(kept["base"][i] @ Written.through(weight, norms)))
         return stacked(samples)
 
 

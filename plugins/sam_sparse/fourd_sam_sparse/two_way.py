@@ -134,9 +134,8 @@ class Layer(nn.Module):
         scores = _scores(placed, directions) + constant
         mixing = scores.unflatten(1, (self.heads, -1)).softmax(2).flatten(1, 2).to(video.dtype)
         written = video.expand(len(tokens), -1, -1).clone().baddbmm_(mixing.mT, values.to(video.dtype))
-        variance, mean = torch.var_mean(written, -1, correction=0)
-        moments = torch.stack([mean, (variance + NORM_EPS).rsqrt()], 1)
-        return tokens, self.norm4(written), (mixing, values, moments)
+        video, moments = _normalised(written, self.norm4)
+        return tokens, video, (mixing, values, moments)
 
 
 class TwoWayTransformer(nn.Module):
@@ -171,6 +170,15 @@ class TwoWayTransformer(nn.Module):
         read = _average(video, _scores(video + positions, final.asks(tokens + given)))
         mixing, values, moments = (torch.stack(parts, 1) for parts in zip(*written, strict=True))
         return self.norm_final_attn(tokens + final.answered(read)), video, Written(mixing, values, moments, self.norms)
+
+
+def _normalised(x: Float[Tensor, "n p c"], norm: nn.LayerNorm) -> tuple[Float[Tensor, "n p c"], Float[Tensor, "n 2 p"]]:
+    """Behind a LayerNorm, and of each token before it the mean and the inverse of the standard deviation."""
+    out, mean, inverse = torch.native_layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    if torch.is_grad_enabled():  # the moments that come along have no gradient
+        variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+        inverse = (variance + norm.eps).rsqrt()
+    return out, torch.cat([mean, inverse], -1).mT.to(x.dtype)
 
 
 def _scores(video: Float[Tensor, "k p c"], directions: Float[Tensor, "n r c"]) -> Float[Tensor, "n r p"]:

@@ -37,20 +37,10 @@ class Written:
     moments: Float[Tensor, "n l 2 p"]
     norms: Float[Tensor, "l 2 c"]
 
-    def part(self, queries: slice, tokens: slice) -> Written:
-        """What some of the queries wrote on some of the tokens."""
-        mixing, moments = self.mixing[queries, ..., tokens], self.moments[queries, ..., tokens]
-        return attrs.evolve(self, mixing=mixing, values=self.values[queries], moments=moments)
+    def linear(self, weight: Float[Tensor, "c d"], bias: Float[Tensor, " d"]) -> Product:
+        """`written @ weight + bias`, but for the base's part.
 
-    def linear(
-        self, weight: Float[Tensor, "c d"], bias: Float[Tensor, " d"], base: Float[Tensor, "k p d"]
-    ) -> Float[Tensor, "n p d"]:
-        """`written @ weight + bias`.
-
-        Every LayerNorm is a scale and a shift of each token, so that the weight passes through it backwards.
-
-        Args:
-            base: the base's part, `base @ self.through(weight)`; `k` is 1 where it is the same for all queries.
+        A LayerNorm scales and shifts each token and each channel, so that the weight passes through it backwards.
         """
         scale = torch.ones_like(self.moments[:, 0, :1])
         columns, rows = [scale], [bias.expand(len(scale), 1, -1)]
@@ -62,13 +52,34 @@ class Written:
             weight, scale = gain[:, None] * weight, scale * inverse
             columns += [scale * self.mixing[:, layer], -scale * mean]
             rows += [self.values[:, layer] @ weight, weight.sum(0).expand(len(scale), 1, -1)]
-        out = scale.mT * base
-        return out.baddbmm_(torch.cat(columns, 1).mT.to(out.dtype), torch.cat(rows, 1).to(out.dtype))
+        return Product(scale, torch.cat(columns, 1), torch.cat(rows, 1))
 
     @staticmethod
     def through(weight: Float[Tensor, "c d"], norms: Float[Tensor, "l 2 c"]) -> Float[Tensor, "c d"]:
         """A linear layer's weight as the base meets it, in front of all LayerNorms."""
         return norms[:, 0].prod(0)[:, None] * weight
+
+
+@attrs.frozen(eq=False)
+class Product:
+    """`scale base + columns' rows`: written tokens behind a linear layer, `base` being the base behind it."""
+
+    scale: Float[Tensor, "n 1 p"]
+    columns: Float[Tensor, "n q p"]
+    rows: Float[Tensor, "n q d"]
+
+    def part(self, queries: slice, tokens: slice) -> Product:
+        """Of some queries and some tokens."""
+        return Product(self.scale[queries, :, tokens], self.columns[queries, :, tokens], self.rows[queries])
+
+    def plus(self, base: Float[Tensor, "k p d"]) -> Float[Tensor, "n p d"]:
+        """All of it.
+
+        Args:
+            base: `base @ Written.through(weight, norms)`; `k` is 1 where it is the same for all queries.
+        """
+        out = self.scale.mT * base
+        return out.baddbmm_(self.columns.mT.to(out.dtype), self.rows.to(out.dtype))
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
