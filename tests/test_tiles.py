@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import attrs
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Fourd
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fourd_core.data import Cameras, Clip, Maps, Prediction, Predictions, Queries, TokenMap, Tokens, Tracks
 from fourd_core.geometry import directions, pixel_centres
 from fourd_core.interfaces import Backbone, BackboneSpec, Head, Memory, State, TapSpec, Video
+from fourd_core.media.arrays import ArrayStore
 from fourd_core.media.views import TiledView, View, ViewConfig
 from fourd_core.sinks import MemorySink
 from fourd_core.stitching import AllButFirst, WhereLive
-from fourd_core.streaming import StreamConfig, stream
+from fourd_core.streaming import Position, StreamConfig, stream
 from fourd_core.system import System
 from fourd_core.tiles import feather, inside
 
@@ -393,3 +397,36 @@ def test_a_tile_s_say_by_hand() -> None:
     assert inside(view, left, xy).tolist() == [[4, inf], [1, inf], [0.75, inf], [0, inf], [-0.125, inf], [-3, inf]]
     assert feather(view, left, xy).tolist() == [1, 1, 0.75, 0, 0, 0]
     assert feather(view, right, xy).tolist() == [0, 0, 0.25, 1, 1, 1]
+
+
+def test_from_a_recipe(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    """A killed run goes on with tiles too: the second call finds what the first one left."""
+    tiles = (
+        "--set",
+        "data.view=tiles",
+        "--set",
+        "data.pixels=32",
+        "--set",
+        "data.tile_side=48",
+        "--set",
+        "stages.predict.pixels=video",
+    )
+    fourd("run", toy_recipe, "predict", "--out", "run", *tiles, check=0)
+    store = ArrayStore(tmp_path / "run/predict/clip.zarr")
+    assert store["value"].shape == (24, 1, 72, 96)
+    assert store.attributes["view"]["tile"] == [32, 32]
+    assert store.attributes["view"]["size"] == [48, 64]
+
+
+def test_paths_survive_a_stop() -> None:
+    """From the position after the first windows, saved as a run saves it, the rest comes out the same."""
+    scene = Scene((96, 128), (1.0, -1.0))
+    view, config = view_of(scene, "tiles", 96), StreamConfig(window=8, stride=4)
+    whole = list(stream(system(track=Nearest()), scene, view, config, queries()))
+    kept = io.BytesIO()
+    torch.save({field.name: getattr(whole[1].position, field.name) for field in attrs.fields(Position)}, kept)
+    position = Position(**torch.load(io.BytesIO(kept.getvalue()), weights_only=True))
+    rest = list(stream(system(track=Nearest()), scene, view, config, queries(), position))
+    assert len(rest) == len(whole) - 2
+    for one, other in zip(whole[2:], rest, strict=True):
+        assert torch.equal(one.predictions.track.xy, other.predictions.track.xy)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Fourd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fourd_core.geometry import from_integer_centres
 from fourd_core.media.views import Rule, TiledView, View, ViewConfig, center, exact, original, short_side
+from fourd_core.media.writers import write_png
 from fourd_core.streaming import mirrored
 
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -286,3 +288,18 @@ def test_wrong_sizes_are_refused() -> None:
         view.apply(torch.zeros(1, 3, 60, 99))
     with pytest.raises(ValueError, match=r"gives maps of \(32, 53\), got \(60, 100\)"):
         view.restore(torch.zeros(1, 3, 60, 100))
+
+
+@pytest.mark.parametrize("size", [(1, 300), (300, 4)])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_run_refuses_a_video_smaller_than_a_patch(
+    size: tuple[int, int], rule: Rule, fourd: Fourd, toy_recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "strip").mkdir()
+    write_png(tmp_path / "strip" / "0.png", torch.zeros(3, *size, dtype=torch.uint8))
+    words = ("--set", "data.video=strip", "--set", f"data.view={rule}")
+    answer = fourd("run", toy_recipe, "predict", "--out", "out", *words, check=2)
+    says = f"[data] view: frames of {size[0]} x {size[1]} (height x width) are smaller than one patch"
+    assert says in " ".join(answer.stderr.split())
+    assert "name a larger data.video" in " ".join(answer.stderr.split())
+    assert not (tmp_path / "out").exists()

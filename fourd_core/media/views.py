@@ -113,9 +113,9 @@ class View:
         restored = maps.new_empty(*maps.shape[:-2], *self.video_size)
         # One frame after the other: at the video's pixels every copy of a window counts.
         flat, targets = maps.reshape(-1, *maps.shape[-3:]), restored.view(-1, *restored.shape[-3:])
-        for frame, target in zip(flat, targets, strict=True):
-            values = F.grid_sample(frame[None].float(), grid, padding_mode="border", align_corners=False)[0]
-            target.copy_(values.masked_fill_(outside, fill))
+        for i in range(len(flat)):
+            values = F.grid_sample(flat[i : i + 1].float(), grid, padding_mode="border", align_corners=False)
+            targets[i] = values[0].masked_fill_(outside, fill)
         return restored
 
 
