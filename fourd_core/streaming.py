@@ -166,7 +166,6 @@ def windows_done(system: System, frame_count: int, config: StreamConfig, positio
     return whole * behind + position.start // stride
 
 
-@torch.inference_mode()
 def stream(
     system: System,
     video: Video,
@@ -219,11 +218,13 @@ class _Pass:
             shot = _shot(video, place.start, window, queries)
             is_last = place.start + place.frames == video.frame_count
             shift = None if is_last else stride
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                predictions, states = look(self.system, self.view, shot, states, shift, self.heads)
-            joined = stitcher.add(_in_fp32(predictions), stride)
-            after = Position(self.reverse, place.start + stride, states, stitcher.state)
-            yield self._finished(joined, place, following if is_last else after)
+            with torch.inference_mode():  # not around the `yield`: it would hold for the caller too
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    predictions, states = look(self.system, self.view, shot, states, shift, self.heads)
+                joined = stitcher.add(_in_fp32(predictions), stride)
+                after = Position(self.reverse, place.start + stride, states, stitcher.state)
+                part = self._finished(joined, place, following if is_last else after)
+            yield part
 
     def _finished(self, joined: Predictions, place: Window, after: Position | None) -> Finished:
         final = {name: in_video(item.frames(0, place.final), self.view, self.config.pixels)
