@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -77,12 +78,12 @@ def _shapes(system: System, view: View, recipe: Recipe) -> Table:
         tokens = system.encode(clip.frames)
         predictions = system(clip)
     table = Table("part", "parameters", "output for one window of the data")
-    grids = ", ".join(f"tap {tap}: {tuple(tokens[tap].values.shape)}" for tap in system.taps)
+    grids = "\n".join(f"tap {tap}: {tuple(tokens[tap].values.shape)}" for tap in system.taps)
     table.add_row("backbone", _count(system.backbone), grids)
     for name, head in system.heads.items():
         item = predictions[name]
-        shapes = ", ".join(f"{field}: {tuple(tensor.shape)}" for field, tensor in item.tensors().items())
-        table.add_row(f"heads.{name}", _count(head), f"{shapes.removeprefix('values: ')} [{item.unit}]")
+        shapes = [f"{field}: {tuple(x.shape)} [{item.unit_of(field)}]" for field, x in item.tensors().items()]
+        table.add_row(f"heads.{name}", _count(head), escape("\n".join(shapes).removeprefix("values: ")))
     for name, memory in system.memories.items():
         table.add_row(f"memories.{name}", _count(memory), "")
     for stage, objective in system.objectives.items():

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fourd_core.errors import RunError
+from fourd_core.precision import own_precision
 
 
 def weighted_ridge(
@@ -31,7 +32,7 @@ def weighted_ridge(
             large or too alike for this precision.
     """
     accurate = torch.promote_types(features.dtype, torch.float32)
-    with torch.autocast(features.device.type, enabled=False):
+    with own_precision(features.device):
         x, y, c = features.to(accurate), targets.to(accurate), weights.to(accurate)
         _, n, d = x.shape
         weighted = (x * c[..., None]).mT / n

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fourd_core.interfaces import TapSpec
+from fourd_core.precision import own_precision
 from fourd_dpt3d.blocks import FeatureFusion, resized
 from fourd_dpt3d.convolution import Conv3x3x3
 
@@ -103,7 +104,7 @@ class Decoder3D(nn.Module):
         decoded = resized(self.head1(self.fused(maps)), size)
         hidden = self.head2[1](self.head2[0](decoded))
         # Also under autocast: numbers such as a flow of 60 pixels have steps of a quarter pixel in bfloat16.
-        with torch.autocast("cpu" if hidden.is_meta else hidden.device.type, enabled=False):
+        with own_precision(hidden.device):
             answer: Tensor = self.last(hidden.to(self.last.weight.dtype))
         return answer
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fourd_core.precision import own_precision
+
 
 @attrs.frozen
 class Crop:
@@ -76,7 +78,7 @@ def cut_maps(
 
     In float32 also under autocast: coordinates in half precision are wrong by up to half a pixel.
     """
-    with torch.autocast(maps.device.type, enabled=False):
+    with own_precision(maps.device):
         maps = maps.float()
         grid = F.affine_grid(theta.to(maps), [len(maps), 1, size, size], align_corners=False)
         return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fourd_core.kernels.ridge import weighted_ridge
+from fourd_core.precision import own_precision
 
 
 def solve_readout(
@@ -37,6 +38,6 @@ def solve_readout(
 def predict(features: Float[Tensor, "b d h w"], readout: Float[Tensor, "b d_plus_1 k"]) -> Float[Tensor, "b k h w"]:
     """Apply a linear map with bias to every pixel, in float32 also under autocast."""
     weight, bias = readout[:, :-1].mT, readout[:, -1:].mT
-    with torch.autocast(features.device.type, enabled=False):
+    with own_precision(features.device):
         pixels: Tensor = weight @ features.float().flatten(2) + bias
         return pixels.reshape(*pixels.shape[:2], *features.shape[-2:])

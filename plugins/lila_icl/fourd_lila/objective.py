@@ -24,6 +24,7 @@ from fourd_core.data import Clip, CueKind, Prediction, TokenMap, Tokens
 from fourd_core.errors import MediaError, PluginError
 from fourd_core.interfaces import CueProvider, Dataset, Head, Objective, Sample, Split
 from fourd_core.kernels.gradient_matching import GradientForm, gradient_matching, masked_l1
+from fourd_core.precision import own_precision
 from fourd_core.system import System
 from fourd_lila.crops import base_frames, random_crop, random_flip, resize
 from fourd_lila.cues import PairCue, cut_cue, pair_cue, stack_cues
@@ -228,7 +229,7 @@ class LILA(Objective):
         views, frames = batch["views"].float() / 255, batch["frames"].float() / 255
         clip = Clip(views.flatten(0, 1)[:, None])
         tokens = system.encode(clip.frames, taps=(self.distill_tap,) if self.config.distill_channels else ())
-        with torch.autocast(views.device.type, enabled=False):  # teachers and geometry in float32, as the reference
+        with own_precision(views.device):  # teachers and geometry in float32, as the reference
             return self._pairs(tokens, clip, self._cues(system, Clip(frames), batch["theta"]), generator)
 
     def _cues(self, system: System, frames: Clip, theta: Float[Tensor, "b 2 2 3"]) -> dict[str, PairCue]:

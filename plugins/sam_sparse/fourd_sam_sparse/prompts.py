@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fourd_core.data import Grid
+from fourd_core.precision import own_precision
 
 PROMPTS = 3
 """Tokens of a queried point: the point, a padding, the track's feature."""
@@ -36,7 +37,7 @@ class FourierEncoding(nn.Module):
     def forward(self, places: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n dim"]:
         """Encodings of (t, x, y), in at least float32: angles reach hundreds of radians' worth of bfloat16 steps."""
         exact = torch.promote_types(self.positional_encoding_gaussian_matrix.dtype, torch.float32)
-        with torch.autocast(places.device.type, enabled=False):
+        with own_precision(places.device):
             angles = 2 * math.pi * ((2 * places.to(exact) - 1) @ self.positional_encoding_gaussian_matrix.to(exact))
             return torch.cat([angles.sin(), angles.cos()], -1)
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fourd_core.data import Grid
+from fourd_core.precision import own_precision
 
 
 class Upscaling(nn.Sequential):
@@ -51,7 +52,7 @@ class Upscaling(nn.Sequential):
         pixels = F.gelu(norm(tokens.unflatten(-1, (-1, conv.in_channels))))
         pixels = F.gelu(F.linear(pixels, weight.mT, bias)).reshape(len(tokens), -1, conv.out_channels)
         exact = torch.promote_types(weights.dtype, torch.float32)
-        with torch.autocast(tokens.device.type, enabled=False):
+        with own_precision(tokens.device):
             products = pixels.to(exact) @ weights.to(exact)
         blocks = products.unflatten(1, (*grid, frames, rows, columns, finer_rows, finer_columns))
         # n, t h w of tokens, t h w within one, h w within one of those, m
