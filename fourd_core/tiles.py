@@ -94,7 +94,7 @@ def _refined(
     """
     clip = shot.clip(view)
     small = attrs.evolve(view.whole, video_size=view.size)
-    coarse = {name: in_video(item, small, "video") for name, item in whole.items()}
+    coarse = {name: in_video(_in_fp32(item), small, "video") for name, item in whole.items()}
     blends = {name: _Blend(view, item) for name, item in coarse.items() if isinstance(item, Maps)}
     trails: dict[str, _Trails] = {}
     for name, item in coarse.items():
@@ -110,7 +110,7 @@ def _refined(
         part = _tile_of(clip, tile).to(system.device)
         tokens = system.encode(part.frames, heads=names)
         for name in names:
-            answer = _afresh(system, name, tokens, attrs.evolve(part, queries=queries.get(name)))
+            answer = _in_fp32(_afresh(system, name, tokens, attrs.evolve(part, queries=queries.get(name))))
             if isinstance(answer, Maps):
                 blends[name].add(tile, answer)
             else:
@@ -118,6 +118,10 @@ def _refined(
     finished: dict[str, Prediction] = {name: blend.finish() for name, blend in blends.items()}
     finished |= {name: trail.finish() for name, trail in trails.items()}
     return Predictions({**coarse, **finished}), {name: trail.path for name, trail in trails.items()}
+
+
+def _in_fp32(prediction: Prediction) -> Prediction:
+    return prediction.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
 
 def _tile_of(clip: Clip, tile: View) -> Clip:
@@ -165,9 +169,7 @@ class _Blend:
 
     def __init__(self, view: TiledView, coarse: Maps) -> None:
         self._view, self._coarse = view, coarse
-        self._base = coarse.values.float()
-        if coarse.kind == "depth":
-            self._base = safe_inverse(self._base)
+        self._base = safe_inverse(coarse.values) if coarse.kind == "depth" else coarse.values
         self._sum = torch.zeros_like(self._base)
         self._weight = torch.zeros_like(self._base[:, :, :1])
         self._places = pixel_centres(view.size, like=self._base)
@@ -177,7 +179,7 @@ class _Blend:
         """Another tile's maps."""
         (top, left), (height, width) = tile.corner, tile.size
         here = (..., slice(top, top + height), slice(left, left + width))
-        base, values, places = self._base[here], answer.values.float(), self._places[here[1:]]
+        base, values, places = self._base[here], answer.values, self._places[here[1:]]
         share = (feather(self._view, tile, places) / self._feathers[here[1:]]).expand(base[:, :, :1].shape)
         if answer.kind == "depth":
             values, trust = _aligned(safe_inverse(values), base)
@@ -192,7 +194,7 @@ class _Blend:
         rest = (FAINT - self._weight).clamp(min=0)
         values = (self._sum + rest * self._base) / (self._weight + rest)
         if self._coarse.kind == "depth":
-            values = torch.where(values > 0, safe_inverse(values), self._coarse.values.float())
+            values = torch.where(values > 0, safe_inverse(values), self._coarse.values)
         return attrs.evolve(self._coarse, values=values)
 
 
@@ -227,7 +229,7 @@ class _Trails:
             first = coarse.xy[:, :count]
             self.path.sharp[:, :count] = kept = before.sharp & self._near(before.xy, first)
             self.path.xy[:, :count] = torch.where(kept[..., None], before.xy, first)
-        sure = torch.where(coarse.live, coarse.visibility.float(), -1.0)
+        sure = torch.where(coarse.live, coarse.visibility, -1.0)
         late = 1 + torch.arange(sure.shape[1], device=sure.device)[:, None] / sure.shape[1]
         sure += late * (self.path.sharp & (sure > SEEN))
         self._frame, self._place, self._tile = self._starts(sure, queries)
@@ -268,7 +270,7 @@ class _Trails:
     def add(self, number: int, answer: Tracks) -> None:
         """Take over a tile's tracks where they can be trusted."""
         tile, chosen = self._view.tiles[number], self._tile == number
-        coarse, xy = self._coarse.xy[:, :, chosen], tile.to_video(answer.xy).to(self._coarse.xy.dtype)
+        coarse, xy = self._coarse.xy[:, :, chosen], tile.to_video(answer.xy)
         trusted = answer.live & self._near(xy, coarse) & (inside(self._view, tile, xy).amin(-1) > INNER)
         self.path.xy[:, :, chosen] = torch.where(trusted[..., None], xy, self.path.xy[:, :, chosen])
         self.path.sharp[:, :, chosen] |= trusted

@@ -181,7 +181,7 @@ class Nearest(ToyHead):
         colours = clip.frames[0, :, :2]
         frame, xy = clip.queries.frame[0], clip.queries.xy[0]
         at = (xy * xy.new_tensor([2 / width, 2 / height]) - 1)[:, None, None]
-        own = F.grid_sample(colours[frame], at, padding_mode="border", align_corners=False)[:, :, 0, 0]
+        own = F.grid_sample(colours[frame.clamp(max=t - 1)], at, padding_mode="border", align_corners=False)[:, :, 0, 0]
         best = torch.cdist(own, colours.flatten(2).transpose(1, 2)).argmin(-1)
         found = torch.stack([best % width + 0.5, best // width + 0.5], -1) + self.lost * is_tile(clip)
         live = torch.arange(t)[:, None] >= frame
@@ -366,6 +366,15 @@ def test_a_query_later_in_the_video() -> None:
     assert torch.equal(tiles.live[0].all(1), torch.arange(18) >= 6)
     assert tiles.xy[0, :6].isnan().all()
     assert (tiles.xy[0, 6:] - truth[6:]).norm(dim=-1).max() < 0.8
+
+
+def test_backward_from_the_last_frame() -> None:
+    scene = Scene((96, 128), (1.0, -1.0))
+    head = Nearest()
+    head.direction = "both"
+    tracks = predicted(system(track=head), scene, view_of(scene, "tiles", 96), queries(17)).track
+    assert tracks.live.all()
+    assert (tracks.xy[0] - paths(scene, 17)).norm(dim=-1).max() < 0.8
 
 
 def test_lost_points_stay_where_the_whole_saw_them() -> None:
