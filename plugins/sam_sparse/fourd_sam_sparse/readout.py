@@ -17,15 +17,16 @@ def expected_position(heat: Float[Tensor, "n t y x"], size: tuple[int, int]) -> 
     # Time needs no interpolation: the map has a slice for each frame.
     enlarged = F.interpolate(heat, size=size, mode="bilinear", align_corners=False)
     likely = enlarged.flatten(2).softmax(-1).unflatten(-1, size)
-    x = likely.sum(-2) @ (torch.arange(width, device=heat.device, dtype=heat.dtype) + 0.5)
-    y = likely.sum(-1) @ (torch.arange(height, device=heat.device, dtype=heat.dtype) + 0.5)
+    # Sums of products, not matrix products: autocast would round those to its own precision.
+    x = (likely.sum(-2) * (torch.arange(width, device=heat.device) + 0.5)).sum(-1)
+    y = (likely.sum(-1) * (torch.arange(height, device=heat.device) + 0.5)).sum(-1)
     return torch.stack([x, y], -1)
 
 
 def enlarged_mean(maps: Float[Tensor, "n m t y x"], size: tuple[int, int]) -> Float[Tensor, "n m t"]:
     """The mean of each map enlarged bilinearly to `size` pixels, without enlarging it."""
     rows, columns = (_shares(maps, *pair) for pair in zip(maps.shape[-2:], size, strict=True))
-    return (maps @ columns) @ rows
+    return ((maps * columns).sum(-1) * rows).sum(-1)
 
 
 def _shares(like: Tensor, length: int, enlarged: int) -> Float[Tensor, " length"]:

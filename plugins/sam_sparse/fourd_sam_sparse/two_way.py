@@ -37,9 +37,9 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner, dim)
 
     def forward(
-        self, q: Float[Tensor, "n s c"], k: Float[Tensor, "n s c"], v: Float[Tensor, "n s c"]
+        self, q: Float[Tensor, "n s c"], k: Float[Tensor, "n t c"], v: Float[Tensor, "n t c"]
     ) -> Float[Tensor, "n s c"]:
-        """Among the query's tokens, as it is written in the books."""
+        """As it is written in the books; used among the query's tokens."""
         mixed = attention(self._split(self.q_proj(q)), self._split(self.k_proj(k)), self._split(self.v_proj(v)))
         return self._joined(mixed)
 
@@ -134,7 +134,7 @@ class Layer(nn.Module):
         scores = _scores(placed, directions) + constant
         mixing = scores.unflatten(1, (self.heads, -1)).softmax(2).flatten(1, 2).to(video.dtype)
         written = video.expand(len(tokens), -1, -1).clone().baddbmm_(mixing.mT, values.to(video.dtype))
-        video, moments = _normalised(written, self.norm4)
+        video, moments = normalised(written, self.norm4)
         return tokens, video, (mixing, values, moments)
 
 
@@ -172,7 +172,7 @@ class TwoWayTransformer(nn.Module):
         return self.norm_final_attn(tokens + final.answered(read)), video, Written(mixing, values, moments, self.norms)
 
 
-def _normalised(x: Float[Tensor, "n p c"], norm: nn.LayerNorm) -> tuple[Float[Tensor, "n p c"], Float[Tensor, "n 2 p"]]:
+def normalised(x: Float[Tensor, "n p c"], norm: nn.LayerNorm) -> tuple[Float[Tensor, "n p c"], Float[Tensor, "n 2 p"]]:
     """Behind a LayerNorm, and of each token before it the mean and the inverse of the standard deviation."""
     out, mean, inverse = torch.native_layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     if torch.is_grad_enabled():  # the moments that come along have no gradient
