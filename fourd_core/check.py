@@ -73,7 +73,7 @@ def _one_point() -> Queries:
 def _shapes(system: System, view: View, recipe: Recipe) -> Table:
     """One window through the network on the meta device: shapes for real, numbers for none."""
     window, _ = stream_config(recipe).steps(system.backbone.spec)
-    clip = Clip(torch.empty(1, window, 3, *view.size, device="meta"), queries=_one_point())
+    clip = Clip(torch.empty(1, window, 3, *view.network_size, device="meta"), queries=_one_point())
     with torch.no_grad():
         tokens = system.encode(clip.frames)
         predictions = system(clip)

@@ -46,13 +46,23 @@ CORE = "fourd-core"
 PREFIX = "fourd-plugin-"
 
 KNOWN = {
+    "camera_rays": "dpt3d",
+    "chain": "sam-sparse",
+    "depth3d": "dpt3d",
     "dinov2": "dinov2",
     "dis": "dis",
     "effnet": "effnet",
+    "flow3d": "dpt3d",
     "lila": "lila",
     "lila_cue_error": "lila",
+    "motion3d": "dpt3d",
+    "motion_mask": "l4p",
     "pixel_decoder": "dpt3d",
+    "sam_track": "sam-sparse",
+    "shared_intrinsics": "dpt3d",
     "tensorboard": "tensorboard",
+    "track_memory": "sam-sparse",
+    "videomae": "videomae",
 }
 """Which of our plugins brings which component, for the sentence that says what to install."""
 
