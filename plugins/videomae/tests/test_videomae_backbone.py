@@ -9,6 +9,7 @@ import attrs
 import pytest
 import torch
 from fourd_videomae.backbone import VideoMAE
+from fourd_videomae.checkpoints import to_official
 from fourd_videomae.sizes import Size
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -41,21 +42,17 @@ def test_contract() -> None:
 
 
 def test_frames_in_stored_tokens_out(tmp_path: Path) -> None:
-    stored = load_file(DATA / "encoder_tiny.safetensors")
-    size = Size(96, 8, 4, patch=(2, 14, 14), mlp_ratio=48 / 11)
-    with torch.device("meta"):
-        shapes = VideoMAE(VideoMAE.Config(size=size)).network.state_dict()
-    prefix = "sd/l4p_model.video_encoder."
-    state = {key: stored.get(prefix + key, torch.zeros(value.shape)) for key, value in shapes.items()}
+    stored = load_file(DATA / "transformers_tiny.safetensors")
+    state = to_official({key.removeprefix("hub/"): value for key, value in stored.items() if key.startswith("hub/")})
+    size = Size(16, 2, 2, patch=(2, 4, 4), mlp_ratio=2.5)
     model = backbone(l4p_file(tmp_path / "l4p.ckpt", state), size=size)
-    frames = stored["in/rgb"].transpose(1, 2) * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    frames = stored["x"] * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     with torch.no_grad():
-        tokens = model(frames, [0, 2])
-    assert sorted(tokens.layers) == [0, 2]
-    for tap in (0, 2):
-        assert tuple(tokens[tap].grid) == (8, 4, 4)
-        wanted = stored[f"out/features.{tap:02d}"]
-        torch.testing.assert_close(tokens[tap].values, wanted, rtol=1e-5, atol=2e-5 * float(wanted.abs().max()))
+        tokens = model(frames, [1, 2])
+    assert sorted(tokens.layers) == [1, 2]
+    for tap, name in ((1, "hidden_state_1"), (2, "last_hidden_state")):
+        assert tuple(tokens[tap].grid) == (3, 3, 3)
+        torch.testing.assert_close(tokens[tap].values, stored[name], rtol=1e-5, atol=1e-5)
 
 
 def test_the_whole_clip_is_seen_at_once() -> None:
