@@ -132,6 +132,11 @@ class TrainJob(Job):
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.accumulate
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if not gradients:
+            raise RunError(
+                f"[stages.{self.stage}] no gradient reaches what learns ({', '.join(self.config.learn) or 'all'}): "
+                "`learn` and the objective must name the same head"
+            )
         norm = nn.utils.get_total_norm(gradients)
         sums["gradient_norm"] = float(norm)
         for what in ("loss", "gradient_norm"):
