@@ -158,4 +158,4 @@ def test_windows_joined_by_similarities(quirk: bool) -> None:
         poses = torch.cat([poses[:, :start], agreement.similarity.poses(own_poses)], 1)
     close(poses, matrices(stored["out/traj3d_est_b16t"]), 1e-5)
     if not quirk:
-        close(depth, stored["out/depth_est_b1thw"][:, 0])
+        close(depth[..., 1::5, 1::5], stored["out/depth_est_b1thw"][:, 0])

@@ -51,6 +51,11 @@ def clip_of(normalised: Tensor, system: System) -> Clip:
     return Clip((normalised * std + mean)[:, None])
 
 
+def thinned(answer: Tensor) -> Tensor:
+    """At the pixels that are stored."""
+    return answer[..., 1::3, 1::3]
+
+
 def error(answer: Tensor, expected: Tensor) -> float:
     assert answer.shape == expected.shape
     return float((answer - expected).abs().max() / expected.abs().max())
@@ -62,12 +67,12 @@ def test_features_and_all_that_leads_to_them(stored: dict[str, Tensor], files: t
     system = model(files, norm=True)
     decoder: torch.nn.Module = system.heads["features"].latent_head
     seen: dict[str, Tensor] = {}
-    decoder.register_forward_hook(lambda _m, _i, out: seen.__setitem__("dec_raw", out))
+    decoder.register_forward_hook(lambda _m, _i, out: seen.__setitem__("dec_raw", thinned(out)))
     for n in (2, 3, 4):
         block = decoder.scratch[f"refinenet{n}"]
         block.register_forward_hook(lambda _m, _i, out, n=n: seen.__setitem__(f"path_{n}", out))
     clip = clip_of(stored[f"{size}.x"], system)
-    seen["dec"] = system(clip).features[:, 0]
+    seen["dec"] = thinned(system(clip).features[:, 0])
     seen["enc"] = system.encode(clip.frames)[3].as_maps()[:, 0]
     for name in ("enc", "path_4", "path_3", "path_2", "dec_raw", "dec"):
         assert error(seen[name], stored[f"{size}.{name}"]) < 1e-5, name
@@ -82,4 +87,4 @@ def test_without_the_encoders_last_norm(stored: dict[str, Tensor], files: tuple[
     if size == "56x84":
         maps = [tokens[n].as_maps()[:, 0] for n in range(4)]
         raw = system.heads["features"].latent_head(maps, (56, 84))
-        assert error(raw, stored["56x84.dec_nonorm_fed_nonorm"]) < 1e-5
+        assert error(thinned(raw), stored["56x84.dec_nonorm_fed_nonorm"]) < 1e-5

@@ -123,7 +123,7 @@ def test_three_windows_give_the_references_numbers() -> None:
     poses = torch.cat([part["cameras"]["world_from_cam"] for part in parts], 1)
     close(poses, matrices(stored["out/traj3d_est_b16t"]))
     depth_values = torch.cat([part["depth"]["values"] for part in parts], 1)
-    close(depth_values.transpose(1, 2), stored["out/depth_est_b1thw"])
+    close(depth_values.transpose(1, 2)[..., 1::5, 1::5], stored["out/depth_est_b1thw"])
 
 
 def rotations(count: int, seed: int) -> Tensor:

@@ -218,7 +218,9 @@ def test_l4p_preprocessing(name: str, reference: dict[str, Tensor]) -> None:
     shown = [mirrored(t, len(frames)) for t in kept]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     seen = (view.apply(frames[shown]) - mean) / std
-    torch.testing.assert_close(seen.transpose(0, 1), reference[f"out/{name}/rgb"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        seen.transpose(0, 1)[..., 1::3, 1::3], reference[f"out/{name}/rgb"], rtol=1e-5, atol=1e-5
+    )
     before, after = (from_integer_centres(reference[key][:3, :3, 0]) for key in ("in/K", f"out/{name}/K"))
     torch.testing.assert_close(view.intrinsics_to_view(before), after, rtol=1e-6, atol=1e-5)
 

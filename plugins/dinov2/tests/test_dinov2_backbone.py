@@ -41,13 +41,13 @@ def frames_of(x: Tensor) -> Tensor:
 def test_frames_in_stored_tokens_out(checkpoint: Location) -> None:
     stored = load_file(DATA / "dinov2_tiny_plain.safetensors")
     with torch.no_grad():
-        tokens = backbone(checkpoint)(frames_of(stored["98x126.x"]), [0, 3])
-        raw = backbone(checkpoint, norm=False)(frames_of(stored["98x126.x"]), [3])
+        tokens = backbone(checkpoint)(frames_of(stored["56x42.x"]), [0, 3])
+        raw = backbone(checkpoint, norm=False)(frames_of(stored["56x42.x"]), [3])
     assert sorted(tokens.layers) == [0, 3]
-    assert tuple(tokens[3].grid) == (2, 7, 9)
-    expected = stored["98x126.layer2.tokens"].flatten(0, 1)[None]
+    assert tuple(tokens[3].grid) == (2, 4, 3)
+    expected = stored["56x42.layer2.tokens"].flatten(0, 1)[None]
     torch.testing.assert_close(tokens[3].values, expected, rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(raw[3].values, stored["98x126.layer2.raw"].flatten(0, 1)[None], rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(raw[3].values, stored["56x42.layer2.raw"].flatten(0, 1)[None], rtol=1e-5, atol=2e-5)
 
 
 def test_tokens_lie_in_time_row_column_order() -> None:

@@ -127,7 +127,7 @@ def test_three_windows_with_depth_are_the_references(quirk: bool) -> None:
     theirs = matrices(stored["out/traj3d_intrinsics_est_b16t"])[..., :3, :3]
     torch.testing.assert_close(to_integer_centres(cameras.intrinsics), theirs, rtol=0, atol=1e-4)
     if not quirk:
-        close(depth.transpose(1, 2), stored["out/depth_est_b1thw"])
+        close(depth.transpose(1, 2)[..., 1::5, 1::5], stored["out/depth_est_b1thw"])
 
 
 def test_our_own_points_and_intrinsics_are_as_good() -> None:
