@@ -73,6 +73,11 @@ def tiny(stored: dict[str, Tensor], tmp_path: Path) -> PixelDecoder:
     return head
 
 
+def thinned(answer: Tensor) -> Tensor:
+    """At the pixels that are stored."""
+    return answer[..., 1::3, 1::3]
+
+
 def stored_tokens(stored: dict[str, Tensor]) -> Tokens:
     return Tokens({n: TokenMap(stored[f"tokens.{n}"], GRID) for n in range(4)})
 
@@ -85,13 +90,13 @@ def test_the_references_numbers(tiny: PixelDecoder, stored: dict[str, Tensor]) -
         block.register_forward_hook(lambda _m, _i, out, n=n: seen.__setitem__(f"path_{n}", out))
     tokens = stored_tokens(stored)
     raw = tiny.latent_head([tokens[n].as_maps()[:, 0] for n in range(4)], SIZE)
-    assert error(raw, stored["dec_raw"]) < 1e-5
+    assert error(thinned(raw), stored["dec_raw"]) < 1e-5
     for name, answer in seen.items():
         assert error(answer, stored[name]) < 1e-5
     assert len(seen) == 3
 
     prediction = tiny(tokens, Clip(torch.zeros(1, 1, 3, *SIZE)))
-    assert error(prediction.values[:, 0], stored["dec"]) < 1e-5
+    assert error(thinned(prediction.values[:, 0]), stored["dec"]) < 1e-5
     assert prediction.values.shape == (1, 1, tiny.channels, *SIZE)
 
 
@@ -104,7 +109,7 @@ def test_time_is_folded_into_the_batch(tiny: PixelDecoder, stored: dict[str, Ten
     )
     answer = tiny(six, Clip(torch.zeros(2, 3, 3, *SIZE))).values
     assert answer.shape == (2, 3, 8, *SIZE)
-    assert error(answer[1, 0], stored["dec"][0]) < 1e-5
+    assert error(thinned(answer[1, 0]), stored["dec"][0]) < 1e-5
     assert error(answer[0, 2], answer[1, 2]) < 1e-5
     assert not torch.allclose(answer[0, 0], answer[0, 1], atol=0.1)
 
