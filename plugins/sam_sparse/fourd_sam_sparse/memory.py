@@ -83,7 +83,13 @@ class Nothing(Memory):
         load_part(self, self.config.weights)
 
     def initial(self, tokens: Tokens, clip: Clip) -> State:
-        """The user's queries."""
+        """The user's queries.
+
+        Raises:
+            RecipeError: the head reads another layer.
+        """
+        if self.tap not in tokens.layers:
+            raise RecipeError(f"a memory's tap must be its head's: no head reads tap {self.tap}; set tap in [memories]")
         queries = _queries(clip)
         return {"frame": queries.frame, "xy": queries.xy}
 
@@ -203,13 +209,10 @@ class TrackMemory(Chain):
             n = history.shape[1]
             rest = base[:, :, known - start :].expand(-1, n, -1, -1)
             base = torch.cat([base[:, :, : known - start] + history, rest], 2)
-        kept = {name: tracks.remembered[name][..., start:].clone() for name in ("mixing", "moments")}
-        return {
-            "base": base,
-            **kept,
-            "values": tracks.remembered["values"],
-            "norms": tracks.remembered["norms"].clone(),
-        }
+        kept = {name: tracks.remembered[name] for name in ("values", "norms")}
+        cut = {name: tracks.remembered[name][..., start:] for name in ("mixing", "moments")}
+        # Copies, for a view would keep all that it is a part of.
+        return {"base": base} | {name: tensor.clone() for name, tensor in (kept | cut).items()}
 
     def _history(self, state: State) -> Float[Tensor, "b n m c"]:
         """The written tokens that were kept, projected."""

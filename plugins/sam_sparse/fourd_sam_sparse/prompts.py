@@ -35,7 +35,7 @@ class FourierEncoding(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(3, dim // 2))
 
     def forward(self, places: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n dim"]:
-        """Encodings of (t, x, y), in at least float32: angles reach hundreds of radians' worth of bfloat16 steps."""
+        """Encodings of (t, x, y), in at least float32: angles are tens of radians, which bfloat16 rounds to eighths."""
         exact = torch.promote_types(self.positional_encoding_gaussian_matrix.dtype, torch.float32)
         with own_precision(places.device):
             angles = 2 * math.pi * ((2 * places.to(exact) - 1) @ self.positional_encoding_gaussian_matrix.to(exact))
@@ -71,7 +71,7 @@ class PromptEncoder(nn.Module):
         invalid, named = (embedding.weight for embedding in self.point_embeddings)
         nothing, something = (embedding.weight for embedding in self.prompt_feature_embeddings)
         kind = (labels == 0)[:, None] * invalid + (labels == NAMED)[:, None] * named
-        point = self.pe_layer(places) + kind
+        point = self.pe_layer(places).to(kind.dtype) + kind
         track = feature + torch.where(handed[:, None], something, nothing)
         return torch.stack([point, self.not_a_point_embed.weight.expand_as(point), track.to(point.dtype)], 1)
 

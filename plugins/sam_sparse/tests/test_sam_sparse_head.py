@@ -223,6 +223,13 @@ def test_gradients_are_those_of_the_straightforward_form(case: Any, straightforw
             torch.testing.assert_close(gradient, wanted[name], rtol=1e-7, atol=1e-9)
 
 
+def test_chunks_are_as_large_as_asked_for(case: Any) -> None:
+    head, sizes = case.head(chunk=3), []
+    head.prompt_encoder.register_forward_hook(lambda *_: sizes.append(len(_[1][0])))
+    head(case.tokens(), case.clip(case.queries(0, 1, 2, 3, 4, 5, 6)))
+    assert sizes == [3, 3, 1]
+
+
 def test_checkpointing_computes_twice(case: Any) -> None:
     runs = []
     for mode in (False, True):
@@ -252,9 +259,13 @@ def test_precisions(case: Any) -> None:
     assert float((single.xy - exact.xy).abs().max()) < 1e-3
     with torch.autocast("cpu", torch.bfloat16):
         half = head(small.tokens(), clip)
-    assert half.xy.dtype == torch.float32
+    assert half.xy.dtype == half.visibility.dtype == half.depth.dtype == torch.float32
     assert float((half.visibility - exact.visibility).abs().mean()) < 0.02
     assert float((half.xy - exact.xy).abs().mean()) < 0.05 * case.size[2]
+    rough = attrs.evolve(case, dtype=torch.bfloat16)
+    rounded = rough.head()(rough.tokens(), rough.clip(rough.queries(0, 3, 7)))
+    assert rounded.xy.dtype == torch.float32
+    assert float((rounded.visibility - exact.visibility).abs().mean()) < 0.05
 
 
 def test_places_are_not_rounded_under_autocast(case: Any) -> None:

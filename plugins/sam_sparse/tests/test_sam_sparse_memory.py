@@ -203,6 +203,13 @@ def test_strides_that_divide_a_token(case: Any) -> None:
     run(case, case.head(), case.memory(Chain), case.queries(0), 3, 2)  # hands on no tokens
 
 
+def test_the_head_s_layer(case: Any) -> None:
+    spec = attrs.evolve(case.spec, taps=case.spec.taps * 2)
+    memory = Nothing(Nothing.Config(), spec)  # the last of two, and the tokens are of the first
+    with pytest.raises(RecipeError, match=r"no head reads tap 1; set tap in \[memories\]"):
+        memory.initial(case.tokens(), case.clip(case.queries(0)))
+
+
 def test_gradients_reach_through_windows(case: Any) -> None:
     """The last window's loss reaches the memory's layers and the first window's answer, but not its position."""
     head, memory = case.head(), case.memory()
