@@ -31,7 +31,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_command_of_the_table_exists(capsys: pytest.CaptureFixture[str]) -> None:
     commands = re.findall(r"^\| `fourd (\w+)", README, re.MULTILINE)
-    assert len(commands) == 6
+    assert len(commands) == 8
     for command in commands:
         with pytest.raises(SystemExit) as stopped:
             main([command, "--help"])
