@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from fourd_core.cli import main
 from fourd_core.data import Clip, Predictions, Queries
 from fourd_core.geometry import from_integer_centres, inverse
 from fourd_core.interfaces import Head
@@ -182,3 +183,21 @@ def test_the_configuration_is_the_stored_one() -> None:
     assert config["embed"] == 48
     assert config["hooks"] == [2, 3, 4, 5]
     assert config["dpt_layer_dims"] == [8, 8, 12, 12]
+
+
+def test_the_published_file_is_converted_by_the_command(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["weights", "convert", "l4p", str(checkpoint), str(tmp_path / "out")]) == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["made_from"] == "l4p.ckpt"
+    assert "non-commercial" in manifest["licence"]
+    direct, converted = build(checkpoint), build(tmp_path / "out/l4p.safetensors")
+    for (name, mine), other in zip(direct.state_dict().items(), converted.state_dict().values(), strict=True):
+        assert torch.equal(mine, other), name
+    # And as `weights:l4p`, once it was pulled.
+    monkeypatch.setenv("FOURD_WEIGHTS", str(tmp_path / "kept"))
+    assert main(["weights", "pull", "l4p", "--from", str(checkpoint), "--yes"]) == 0
+    assert "CC-BY-NC-SA-4.0" in "".join(capsys.readouterr())
+    pulled = build_system(load_recipe(RECIPES / "l4p_full.toml", SETTINGS))
+    assert torch.equal(pulled.heads["depth"].dpt.last.weight, direct.heads["depth"].dpt.last.weight)
