@@ -122,9 +122,9 @@ def test_depth_range_ignores_outliers_and_holes() -> None:
     assert depth_range(torch.zeros(4)) is None
 
 
-def panel(store: ArrayStore, view: View) -> Panel:
+def panel(store: ArrayStore, view: View, side: int = 384) -> Panel:
     """That of a store's only map."""
-    _, one = _panels(Scene(store, view, "video"), None)
+    _, one = _panels(Scene(store, view, "video", side), None)
     return one
 
 
@@ -258,6 +258,10 @@ def test_features_of_a_part_of_the_frame(tmp_path: Path) -> None:
     assert torch.equal(picture[..., 4:12, 6:18], alone)
     with pytest.raises(RunError, match="hold NaN or infinite"):
         panel(store, exact((16, 24), (16, 24)))
+    # At a third of the size: every third pixel, 1, 4, 7 ..., of which rows 4 to 10 and columns 7 to 16 are inside.
+    small = panel(store, view, side=8).paint(range(CHUNK), blank[..., ::3, ::3][..., :5, :8])
+    known = (small.sum((0, 1)) > 0).nonzero()
+    assert (known.amin(0).tolist(), known.amax(0).tolist()) == ([1, 2], [3, 5])
 
 
 def test_nan_features_are_refused() -> None:

@@ -76,7 +76,7 @@ def test_the_points_that_were_followed_can_be_read_back(fourd: Fourd, recipe: Pa
 def test_all_tasks_in_one_movie(fourd: Fourd, recipe: Path, tmp_path: Path) -> None:
     fourd("run", recipe, *setting("stages.predict.movie=true"), "--out", "run", check=0)
     movie = open_video(str(tmp_path / "run/predict/scene.mp4"))
-    assert (movie.frame_count, movie.size) == (6, (92, 4 * 100 - 4))
+    assert (movie.frame_count, movie.size) == (6, (92, 4 * 100 - 4))  # video, depth, flow, tracks
     pictures = sorted(path.name for path in (tmp_path / "run/predict/pictures").iterdir())
     assert pictures == ["scene_00000.png", "scene_00005.png"]
     assert (tmp_path / "run/report.html").read_text().count('<figure class="wide">') == 2

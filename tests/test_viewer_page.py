@@ -40,7 +40,9 @@ NO_FAULTS = ("THREE.Clock",)
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     path = folder / "scene_4d.html"
-    write_viewer(VIDEO.store(folder / "a.zarr"), VIDEO, path, VIDEO.tracks()[0])
+    store = VIDEO.store(folder / "a.zarr")
+    store["track.visibility"][2:4] = 0  # moments without a point
+    write_viewer(store, VIDEO, path, VIDEO.tracks()[0])
     return path
 
 
@@ -137,11 +139,12 @@ def test_no_server_stays_open(
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     video = KnownScene(frames=2, size=(24, 32))
     store = video.store(tmp_path / "a.zarr", ["features"])
-    video.name = "</title><script>alert(1)</script>.mp4"
+    video.name = "home/<script>alert(1)<script>.mp4"
     write_viewer(store, video, tmp_path / "a.html")
     text = (tmp_path / "a.html").read_text()
     assert "alert(1)" in text
     assert "<script>alert(1)" not in text
+    assert "home/" not in text.rpartition("<div")[2]
 
 
 def test_without_viser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

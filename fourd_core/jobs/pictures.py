@@ -6,6 +6,7 @@ range. So the maps are read twice, a chunk at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -54,11 +55,12 @@ class Panel(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What a store holds, and on which pixels."""
+    """What a store holds, on which pixels, and how large it will be drawn."""
 
     store: ArrayStore
     view: View
     pixels: Pixels
+    side: int
 
     @property
     def size(self) -> Size:
@@ -69,26 +71,37 @@ class Scene(NamedTuple):
         """The frames of the chunk that begins at `start`."""
         return range(start, min(start + CHUNK, self.store.done))
 
+    @property
+    def step(self) -> int:
+        """Every how many-th pixel of a row or column is drawn: no map is coloured much larger than it is shown."""
+        return max(1, max(self.size) // self.side)
+
     def values(self, array: str, frames: range) -> Float[Tensor, "t ..."]:
         """Some frames of an array."""
         return torch.from_numpy(self.store[array][frames.start : frames.stop]).float()
 
+    def maps(self, array: str, frames: range) -> Float[Tensor, "t c h w"]:
+        """Some frames of a map, thinned out."""
+        start = self.step // 2
+        return self.values(array, frames)[..., start :: self.step, start :: self.step]
+
     def chunks(self, array: str) -> Iterator[Float[Tensor, "t c h w"]]:
-        """All frames of an array, a chunk at a time."""
+        """All frames of a map, thinned out, a chunk at a time."""
         starts = range(0, self.store.done, CHUNK)
         frames = (self.chunk(start) for start in track(starts, f"colours of {array}", len(starts)))
-        return (self.values(array, part) for part in frames)
+        return (self.maps(array, part) for part in frames)
 
     def shown(self) -> tuple[slice, slice]:
-        """The rows and columns of the maps that the network saw; beyond them nothing is known."""
+        """The rows and columns of the thinned maps that the network saw; beyond them nothing is known."""
         if self.pixels == "view":
             return slice(None), slice(None)
         (left, top), (right, bottom) = self.view.visible()
-        return _centres_between(top, bottom), _centres_between(left, right)
+        return self._between(top, bottom), self._between(left, right)
 
-
-def _centres_between(start: float, stop: float) -> slice:
-    return slice(max(0, round(start + 1e-3)), round(stop - 1e-3))
+    def _between(self, start: float, stop: float) -> slice:
+        """The drawn pixels whose centres lie well between two positions."""
+        first, last = max(0, round(start + 1e-3)), round(stop - 1e-3)
+        return slice(*(math.ceil((pixel - self.step // 2) / self.step) for pixel in (first, last)))
 
 
 def draw(
@@ -120,7 +133,7 @@ def draw(
         return
     with disk_errors(folder):
         (folder / "pictures").mkdir(exist_ok=True)
-    scene = Scene(store, view, pixels)
+    scene = Scene(store, view, pixels, side)
     panels = list(_panels(scene, queries))
     size = panel_size(scene.size, side)
     starts = [start for start in range(0, count, CHUNK) if movie or chosen & set(scene.chunk(start))]
@@ -153,7 +166,7 @@ def _depth(scene: Scene, name: str) -> Panel:
     unit = str(scene.store[name].attrs.get("unit", "1"))
     return Panel(
         f"{name} {near:.3g} - {far:.3g}" + (f" {unit}" if unit != "1" else ""),
-        lambda frames, seen: fitted(depth_picture(scene.values(name, frames), near, far), _size(seen)),
+        lambda frames, seen: fitted(depth_picture(scene.maps(name, frames), near, far), _size(seen)),
     )
 
 
@@ -161,13 +174,13 @@ def _flow(scene: Scene, name: str) -> Panel:
     largest = max(largest_flow(chunk) for chunk in scene.chunks(name))
     return Panel(
         f"{name} {largest:.3g} px",
-        lambda frames, seen: fitted(flow_picture(scene.values(name, frames), largest), _size(seen)),
+        lambda frames, seen: fitted(flow_picture(scene.maps(name, frames), largest), _size(seen)),
     )
 
 
 def _mask(scene: Scene, name: str) -> Panel:
     def paint(frames: range, seen: UInt8[Tensor, "t 3 h w"]) -> UInt8[Tensor, "t 3 h w"]:
-        share = scene.values(name, frames).nan_to_num(0.0)
+        share = scene.maps(name, frames).nan_to_num(0.0)
         return mask_picture(seen, F.interpolate(share, _size(seen), mode="bilinear", antialias=True))
 
     return Panel(f"{name} line {OUTLINE:g}", paint)
@@ -181,7 +194,7 @@ def _features(scene: Scene, name: str) -> Panel:
     basis.finish()
 
     def paint(frames: range, seen: UInt8[Tensor, "t 3 h w"]) -> UInt8[Tensor, "t 3 h w"]:
-        values = scene.values(name, frames)
+        values = scene.maps(name, frames)
         picture = torch.zeros(len(values), 3, *values.shape[-2:], dtype=torch.uint8)
         picture[..., rows, columns] = basis.picture(values[..., rows, columns])
         return fitted(picture, _size(seen))

@@ -14,7 +14,7 @@ from fourd_core.media.labels import label
 
 Size = tuple[int, int]
 
-IN_A_ROW = 5
+IN_A_ROW = 4
 """More panels than these go into two rows."""
 GAP = 4
 """White pixels between panels."""

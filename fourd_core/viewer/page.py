@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,8 +87,9 @@ def write_viewer(
     rate = mean_frame_rate(video) * len(scene.moments) / max(store.done, 1)
     with _server() as server:
         page = _Page(server, scene).play(min(max(rate, SLOWEST), FASTEST))
-    title = html.escape(f"{video.name} in 4D")
-    caption = html.escape(". ".join([video.name, *scene.notes]))
+    name = PurePosixPath(video.name).name
+    title = html.escape(f"{name} in 4D")
+    caption = html.escape(". ".join([name, *scene.notes]))
     head = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><link rel="icon" href="data:,">'
     page = page.replace("<head>", f"<head>{head}<title>{title}</title>", 1)
     before, end, after = page.rpartition("</body>")
@@ -121,12 +122,12 @@ class _Page:
         """The page, playing at so many frames a second."""
         moments, paths = self._scene.moments, self._scene.paths
         self._look(moments[0])
-        shown = [[self._cloud(place), self._camera(place)] for place in range(len(moments))]
+        shown = [[self._camera(place), *self._cloud(place)] for place in range(len(moments))]
         ways: list[Any] = []
         if paths is not None:
             for place, items in enumerate(shown):
-                items.append(self._marks(paths, place))
-            ways = [self._ways(paths, place) for place in range(1, len(moments))]
+                items += self._marks(paths, place)
+            ways = [self._way(paths, place) for place in range(1, len(moments))]
         recording = self._record.get_scene_serializer()
         for place in track(range(len(moments)), "viewer", len(moments)):
             for number, items in enumerate(shown):
@@ -152,15 +153,18 @@ class _Page:
         for place, moment in enumerate(self._scene.moments):
             self._frustum(f"/path/{place:04d}", moment, size=0.02, thickness=LINE / 4)
 
-    def _cloud(self, place: int) -> Any:
+    # Clouds without points are left out: viser's player complains of them.
+
+    def _cloud(self, place: int) -> Iterator[Any]:
         moment = self._scene.moments[place]
         points = self._at(moment.points)
         near = np.linalg.norm(points, axis=1) < FAR
-        size = self._scene.spacing * DISTANCE / float(moment.intrinsics[0, 0])
-        return self._draw.add_point_cloud(
-            f"/points/{place:04d}", points[near], moment.colours.numpy()[near],
-            point_size=size, point_shape="square", point_shading="flat", visible=False,
-        )  # fmt: skip
+        size = self._scene.spacing * DISTANCE / float(moment.intrinsics.diagonal()[:2].max())
+        if near.any():
+            yield self._draw.add_point_cloud(
+                f"/points/{place:04d}", points[near], moment.colours.numpy()[near],
+                point_size=size, point_shape="square", point_shading="flat", visible=False,
+            )  # fmt: skip
 
     def _camera(self, place: int) -> Any:
         moment = self._scene.moments[place]
@@ -181,14 +185,15 @@ class _Page:
             **more,
         )  # fmt: skip
 
-    def _marks(self, paths: Paths, place: int) -> Any:
+    def _marks(self, paths: Paths, place: int) -> Iterator[Any]:
         seen = paths.seen[place]
-        return self._draw.add_point_cloud(
-            f"/tracks/{place:04d}", self._at(paths.xyz[place][seen]), _to_8_bit(paths.colours[seen]),
-            point_size=5 * LINE, point_shape="circle", precision="float32", visible=False,
-        )  # fmt: skip
+        if seen.any():
+            yield self._draw.add_point_cloud(
+                f"/tracks/{place:04d}", self._at(paths.xyz[place][seen]), _to_8_bit(paths.colours[seen]),
+                point_size=5 * LINE, point_shape="circle", precision="float32", visible=False,
+            )  # fmt: skip
 
-    def _ways(self, paths: Paths, place: int) -> Any:
+    def _way(self, paths: Paths, place: int) -> Any:
         """From the moment before to this one."""
         seen = paths.seen[place] & paths.seen[place - 1]
         ends = self._at(paths.xyz[place - 1 : place + 1, seen]).swapaxes(0, 1)

@@ -24,7 +24,7 @@ from fourd_core.media.trails import point_colours
 from fourd_core.progress import track
 from fourd_core.sinks import SEEN
 
-POINTS, POINTS_A_FRAME, TRACKS = 600_000, 30_000, 1024
+POINTS, POINTS_A_FRAME, TRACKS = 400_000, 30_000, 1024
 """At most about as many points in all frames together, in one frame, and at most as many tracks."""
 STEEPEST = 85.0
 """Degrees from head-on at which a surface may be seen; what seems steeper is the smear between two surfaces."""
@@ -110,7 +110,7 @@ def gather(store: ArrayStore, video: Video, frames: int, queries: Queries | None
     if len(depths) > 1:
         notes.append(f"depth of the head {depths[0]}")
     moments = []
-    for place, frame in enumerate(track(chosen, f"scene of {video.name}", len(chosen))):
+    for place, frame in enumerate(track(chosen, "scene", len(chosen))):
         rgb = video.read([frame])[0]
         depth = torch.from_numpy(store[depths[0]][frame]).float()[0] if depths else torch.zeros(0, 0)
         points, colours = _points(depth, xy, rgb, intrinsics[place], step)
