@@ -21,8 +21,11 @@ from fourd_sam_sparse.mask_decoder import MASKS, MaskDecoder, Shared, at_a_time,
 from fourd_sam_sparse.prompts import FOUND, NAMED, PROMPTS, PromptEncoder
 from fourd_sam_sparse.readout import enlarged_mean, expected_position
 from fourd_sam_sparse.two_way import DEPTH
-from fourd_sam_sparse.written import stacked
+from fourd_sam_sparse.written import LowRank, stacked
 
+RECALLED = ("feature", "handed", "scale", "columns", "rows", "base")
+"""What a memory may say of each query: the track's `feature` (`b n c`), whether there is one (`b n`), and the history
+that is added to the first `m` of the video's tokens, as the fields of `LowRank` and their base (`b n m c`)."""
 REMEMBERED = ("logit", "feature", "mixing", "values", "moments", "norms")
 """What is left for a memory: the visibility's `logit` (`b n t`), the track's `feature` (`b n c`), and the fields of
 `Written`, by query but for the norms (`b l 2 c`)."""
@@ -33,13 +36,8 @@ class SamTrack(Head):
 
     A point's tokens and the video's read each other; a heat map for each frame says where the point is (its soft
     argmax), two more maps whether it is seen and its depth. It speaks about frames from the query's on, and is silent
-    in a window that begins after the query (a memory moves the query on). From the queries it recalls
-
-        feature    `b n c`, the track's feature, or zeros
-        handed     `b n`, whether there is one
-        history    `b n m c`, what is added to the first `m` of the video's tokens for this query alone
-
-    and it leaves REMEMBERED for a memory. Depth is in the unit of the depths that it was trained on.
+    in a window that begins after the query (a memory moves the query on). With its memory it agrees on RECALLED and
+    REMEMBERED. Depth is in the unit of the depths that it was trained on.
     Source: Badki et al., L4P (arXiv 2502.13078), section 3.3.
     """
 
@@ -100,10 +98,12 @@ class SamTrack(Head):
         assert clip.queries is not None, "a head that tracks is given queries"
         tap, queries = tokens[self.taps[0]], clip.queries
         positions = self.prompt_encoder.positions(tap.grid, tap.values.device)
-        own = self._places(queries, clip), _labels(queries), *self._recalled(queries, tap.values)
+        *own, bases = self._places(queries, clip), _labels(queries), *self._recalled(queries, tap.values)
         samples = []
-        for i, base in enumerate(tap.values):
-            shared = self.mask_decoder.shared(base, positions, tap.grid)
+        for i, (base, history) in enumerate(zip(tap.values, bases, strict=True)):
+            # Expanded where it is the same for all queries: once is enough.
+            history = history[:1] if history.stride(0) == 0 else history
+            shared = self.mask_decoder.shared(base, history, positions, tap.grid)
             samples.append(self._sample([tensor[i] for tensor in own], shared, clip.size))
         xy, logit, log_depth, *remembered = (stacked(parts) for parts in zip(*samples, strict=True))
         norms = self.mask_decoder.transformer.norms.expand(len(samples), -1, -1, -1)
@@ -117,12 +117,12 @@ class SamTrack(Head):
         )
 
     def query_bytes(self, clip: Clip) -> int:
-        """The history that a query brings and what it leaves behind, here and in the memory."""
+        """The history that a query brings and what it leaves behind."""
         strides = self.spec.stride
         tokens = math.prod(n // s for n, s in zip((clip.frames.shape[1], *clip.size), strides, strict=True))
         ranks = (MASKS + PROMPTS) * self.config.heads
-        written = DEPTH * (ranks * (tokens + self.spec.dim) + 2 * tokens)
-        return clip.frames.element_size() * (tokens * self.spec.dim + 2 * written)
+        left = DEPTH * (ranks * (tokens + self.spec.dim) + 2 * tokens)
+        return clip.frames.element_size() * 2 * left  # a history has a few more rows, and fewer tokens
 
     def _sample(self, own: Sequence[Tensor], shared: Shared, size: tuple[int, int]) -> tuple[Tensor, ...]:
         """The points of one clip, chunk by chunk.
@@ -135,7 +135,7 @@ class SamTrack(Head):
         saving = self.config.checkpointing and torch.is_grad_enabled()
         parts = []
         for part in in_parts(0, len(own[0]), most):
-            arguments = *(tensor[part] for tensor in own), shared, size
+            arguments = *(tensor[part] for tensor in own), shared.part(part), size
             parts.append(
                 checkpoint(self._chunk, *arguments, use_reentrant=False) if saving else self._chunk(*arguments)
             )
@@ -147,13 +147,15 @@ class SamTrack(Head):
         labels: Int[Tensor, " n"],
         feature: Float[Tensor, "n c"],
         handed: Bool[Tensor, " n"],
-        history: Float[Tensor, "n m c"],
+        scale: Float[Tensor, "n 1 m"],
+        columns: Float[Tensor, "n q m"],
+        rows: Float[Tensor, "n q c"],
         shared: Shared,
         size: tuple[int, int],
     ) -> tuple[Tensor, ...]:
         """Position, visibility's logit, logarithm of the depth, the track's feature, and what was written."""
         prompts = self.prompt_encoder(places, labels, feature, handed)
-        maps, feature, written = self.mask_decoder(prompts, history, shared)
+        maps, feature, written = self.mask_decoder(prompts, LowRank(scale, columns, rows), shared)
         logit, log_depth = enlarged_mean(maps[:, 1:], size).unbind(1)
         return (
             expected_position(maps[:, 0], size),
@@ -172,15 +174,18 @@ class SamTrack(Head):
         height, width = clip.size
         return places / places.new_tensor([clip.frames.shape[1], width, height])
 
-    def _recalled(
-        self, queries: Queries, like: Float[Tensor, "b p c"]
-    ) -> tuple[Float[Tensor, "b n c"], Bool[Tensor, "b n"], Float[Tensor, "b n m c"]]:
-        """Feature, whether there is one, and history; of a point about which nothing is known yet, nothing."""
-        b, n = queries.frame.shape
-        known = queries.recalled
-        feature = known.get("feature", like.new_zeros(b, n, self.spec.dim))
-        handed = known.get("handed", torch.zeros_like(queries.frame, dtype=torch.bool))
-        return feature, handed, known.get("history", like.new_zeros(b, n, 0, self.spec.dim))
+    def _recalled(self, queries: Queries, like: Float[Tensor, "b p c"]) -> list[Tensor]:
+        """RECALLED; of points about which nothing is known yet, nothing."""
+        b, n, c = *queries.frame.shape, self.spec.dim
+        nothing = {
+            "feature": like.new_zeros(b, n, c),
+            "handed": torch.zeros_like(queries.frame, dtype=torch.bool),
+            "scale": like.new_zeros(b, n, 1, 0),
+            "columns": like.new_zeros(b, n, 0, 0),
+            "rows": like.new_zeros(b, n, 0, c),
+            "base": like.new_zeros(b, 1, 0, c).expand(-1, n, -1, -1),
+        }
+        return [queries.recalled.get(name, nothing[name]) for name in RECALLED]
 
 
 def _labels(queries: Queries) -> Int[Tensor, "b n"]:

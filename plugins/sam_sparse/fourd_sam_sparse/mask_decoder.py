@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fourd_core.data import Grid
 from fourd_sam_sparse.two_way import TwoWayTransformer
 from fourd_sam_sparse.upscaling import Upscaling
-from fourd_sam_sparse.written import Written
+from fourd_sam_sparse.written import LowRank, Written
 
 MASKS = 3
 """Heat map, visibility, depth."""
@@ -58,74 +58,95 @@ class MaskDecoder(nn.Module):
         self.output_upscaling = Upscaling(dim, frames)
         self.output_hypernetworks_mlps = nn.ModuleList([Hypernetwork(dim, dim // 8) for _ in range(MASKS)])
 
-    def shared(self, base: Float[Tensor, "p c"], positions: Float[Tensor, "p c"], grid: Grid) -> Shared:
-        """What the queries of a clip have in common."""
+    def shared(
+        self,
+        base: Float[Tensor, "p c"],
+        history: Float[Tensor, "k m c"],
+        positions: Float[Tensor, "p c"],
+        grid: Grid,
+    ) -> Shared:
+        """What is computed once for all queries of a clip."""
         weight, bias = self.output_upscaling.first()
-        product = base @ Written.through(weight, self.transformer.norms)
-        return Shared(base, positions, grid, weight, bias, product[None])
+        through = Written.through(weight, self.transformer.norms)
+        return Shared(base, history, positions, grid, weight, bias, through, (base @ through)[None], history @ through)
 
     def forward(
-        self, prompts: Float[Tensor, "n 3 c"], history: Float[Tensor, "n m c"], shared: Shared
+        self, prompts: Float[Tensor, "n 3 c"], history: LowRank, shared: Shared
     ) -> tuple[Float[Tensor, "n 3 t y x"], Float[Tensor, "n c"], Written]:
         """Maps, the track's feature, and what was written on the video's tokens.
 
         Args:
-            history: what each query adds to the first `m` of the video's tokens, whole steps of the grid in time.
+            history: what each query adds to the video's first tokens, on the base `shared.history`.
         """
-        count, known = history.shape[:2]
+        count, known = len(prompts), history.scale.shape[-1]
         tokens = torch.cat([self.mask_tokens.weight.expand(count, -1, -1), prompts], 1)
         video = shared.base[None]
         if known:
-            video = torch.cat([video[:, :known] + history, video[:, known:].expand(count, -1, -1)], 1)
-        tokens, video, written = self.transformer(tokens, video, shared.positions)
+            begun = video[:, :known] + history.on(shared.history)
+            video = torch.cat([begun, video[:, known:].expand(count, -1, -1)], 1)
+        tokens, _, written = self.transformer(tokens, video, shared.positions)
         hyper = torch.stack([net(tokens[:, i]) for i, net in enumerate(self.output_hypernetworks_mlps)], -1)
-        return self._maps(video[:, :known], written, hyper, shared), tokens[:, FEATURE], written
+        return self._maps(written, history, hyper, shared), tokens[:, FEATURE], written
 
     def _maps(
-        self, known: Float[Tensor, "n m c"], written: Written, hyper: Float[Tensor, "n e 3"], shared: Shared
+        self, written: Written, history: LowRank, hyper: Float[Tensor, "n e 3"], shared: Shared
     ) -> Float[Tensor, "n 3 t y x"]:
         """The upscaled tokens' inner products, in parts: of all that a query has, its pixels' channels are the most.
 
-        Tokens with a history go through the first convolution as they are, those that began the same for all queries as
-        what was written on them.
+        The first convolution goes over the bases alone, and over the ranks of the history and of what was written.
         """
         grid, area = shared.grid, shared.grid.h * shared.grid.w
-        step = self.output_upscaling.working_bytes(grid._replace(t=1), known.element_size())
-        most, history = at_a_time(step, known), known.shape[1] // area
-        product = written.linear(shared.weight, shared.bias)
+        step = self.output_upscaling.working_bytes(grid._replace(t=1), shared.base.element_size())
+        most, known = at_a_time(step, shared.base), history.scale.shape[-1] // area
+        ahead, behind = history.then(shared.through), written.linear(shared.weight, shared.bias)
 
         def part(queries: slice, steps: slice) -> Float[Tensor, "k 3 _ y x"]:
             tokens = slice(steps.start * area, steps.stop * area)
-            if steps.stop <= history:
-                first = F.linear(known[queries, tokens], shared.weight.mT, shared.bias)
-            else:
-                first = product.part(queries, tokens).plus(shared.product[:, tokens])
+            base = shared.base_ahead[:, tokens]
+            if steps.stop <= known:
+                base = base + ahead.part(queries, tokens).on(of(shared.history_ahead, queries)[:, tokens])
+            first = behind.part(queries, tokens).on(base)
             return self.output_upscaling.maps(first, hyper[queries], grid._replace(t=steps.stop - steps.start))
 
         maps = []
-        for queries in in_parts(0, len(hyper), at_a_time(step * grid.t, known)):
-            steps = [*in_parts(0, history, most), *in_parts(history, grid.t, most)]
+        for queries in in_parts(0, len(hyper), at_a_time(step * grid.t, shared.base)):
+            steps = [*in_parts(0, known, most), *in_parts(known, grid.t, most)]
             maps.append(torch.cat([part(queries, some) for some in steps], 2))
         return torch.cat(maps)
 
 
 @attrs.frozen(eq=False)
 class Shared:
-    """What the queries of a clip have in common.
+    """What is computed once for all queries of a clip.
 
     Attributes:
         base: the video's tokens, before a query has added or written anything.
-        positions: where they stand.
+        history: the base of what the queries add to the first `m` of them; `k` is 1 where it is the same for all.
+        positions: where the tokens stand.
         weight, bias: the first convolution of the upscaling as a linear layer.
-        product: what it makes of the base, see `Product.plus`.
+        through: its weight in front of the transformer's LayerNorms, see `Written`.
+        base_ahead, history_ahead: the two bases behind it.
     """
 
     base: Float[Tensor, "p c"]
+    history: Float[Tensor, "k m c"]
     positions: Float[Tensor, "p c"]
     grid: Grid
     weight: Float[Tensor, "c d"]
     bias: Float[Tensor, " d"]
-    product: Float[Tensor, "1 p d"]
+    through: Float[Tensor, "c d"]
+    base_ahead: Float[Tensor, "1 p d"]
+    history_ahead: Float[Tensor, "k m d"]
+
+    def part(self, queries: slice) -> Shared:
+        """What some of the queries share."""
+        history, ahead = of(self.history, queries), of(self.history_ahead, queries)
+        return attrs.evolve(self, history=history, history_ahead=ahead)
+
+
+def of(base: Float[Tensor, "k p d"], queries: slice) -> Float[Tensor, "_ p d"]:
+    """The base of some queries: the only one, or their own."""
+    return base if len(base) == 1 else base[queries]
 
 
 def in_parts(start: int, stop: int, most: int) -> Iterator[slice]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 import attrs
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from fourd_core.data import Clip, Prediction, Queries, TokenMap, Tokens, Tracks
@@ -19,7 +19,7 @@ from fourd_core.interfaces import BackboneSpec, Head, Memory, PretrainedWeights,
 from fourd_core.recipe import Location
 from fourd_sam_sparse.checkpoints import load_part, pretrained
 from fourd_sam_sparse.head import SamTrack
-from fourd_sam_sparse.written import Written, stacked
+from fourd_sam_sparse.written import LOW_RANK, LowRank, Written
 
 SILENT = -10.0
 """The visibility's logit of a frame about which the tracker says nothing."""
@@ -146,7 +146,7 @@ class TrackMemory(Chain):
     """L4P's memory: the point where it is seen best, the track's feature, and what was written on the video's tokens.
 
     The written tokens of the frames that both windows have are projected and added to the next window's tokens, for
-    each query its own; the mask token is added to the others.
+    each query its own (its history); the mask token is added to the others.
     """
 
     def __init__(self, config: Any, backbone: BackboneSpec) -> None:
@@ -165,10 +165,9 @@ class TrackMemory(Chain):
     def read(self, state: State, tokens: Tokens, clip: Clip) -> tuple[Tokens, Clip]:
         """The tokens without a history marked, the queries where they stand now, and what is recalled of each."""
         _, seen = super().read(state, tokens, clip)
-        history = self._history(state)
-        recalled = {"feature": state["feature"], "handed": state["handed"], "history": history}
+        recalled = {"feature": state["feature"], "handed": state["handed"], **(state["history"] or {})}
         queries = attrs.evolve(_queries(seen), recalled=recalled)
-        return self._marked(tokens, history.shape[2]), attrs.evolve(seen, queries=queries)
+        return self._marked(tokens, _known(state)), attrs.evolve(seen, queries=queries)
 
     def update(self, state: State, tokens: Tokens, clip: Clip, prediction: Prediction, shift: int) -> State:
         """The points where they are found again, the features of those on which the tracker spoke, and all histories.
@@ -197,34 +196,30 @@ class TrackMemory(Chain):
         return min(shift // frames, grid.t) * grid.h * grid.w
 
     def _kept(self, state: State, tokens: Tokens, tracks: Tracks, start: int) -> dict[str, Tensor]:
-        """What was written on the tokens from `start` on, and what it was written on.
+        """What was written on the tokens from `start` on, projected: `LowRank`, and the base that it stands on.
 
-        The latter is the same for all queries, unless the windows overlap by more than half: then some of it had a
-        history already.
+        The base is the same for all queries, unless the windows overlap by more than half: then some of its tokens had
+        a history already.
         """
-        known = 0 if state["history"] is None else state["history"]["mixing"].shape[-1]
-        base = self._marked(tokens, known)[self.tap].values[:, None, start:].clone()
+        known, b, n = _known(state), *state["frame"].shape
+        base = self._marked(tokens, known)[self.tap].values[:, None, start:]
         if known > start:
-            history = self._history(state)[:, :, start:]
-            n = history.shape[1]
+            few = LowRank(*(state["history"][name].flatten(0, 1) for name in LOW_RANK))
+            history = few.on(state["history"]["base"].flatten(0, 1)).unflatten(0, (b, n))[:, :, start:]
             rest = base[:, :, known - start :].expand(-1, n, -1, -1)
             base = torch.cat([base[:, :, : known - start] + history, rest], 2)
-        kept = {name: tracks.remembered[name] for name in ("values", "norms")}
-        cut = {name: tracks.remembered[name][..., start:] for name in ("mixing", "moments")}
-        # Copies, for a view would keep all that it is a part of.
-        return {"base": base} | {name: tensor.clone() for name, tensor in (kept | cut).items()}
-
-    def _history(self, state: State) -> Float[Tensor, "b n m c"]:
-        """The written tokens that were kept, projected."""
-        kept = state["history"]
-        if kept is None:
-            return state["feature"].new_zeros(*state["frame"].shape, 0, self.spec.dim)
+        mixing, values, moments = (tracks.remembered[name].flatten(0, 1) for name in ("mixing", "values", "moments"))
+        written = Written(mixing[..., start:], values, moments[..., start:], tracks.remembered["norms"][0])
         weight, bias = self.processed_video_features_proj.weight.mT, self.processed_video_features_proj.bias
-        samples = []
-        for i, norms in enumerate(kept["norms"]):
-            written = Written(kept["mixing"][i], kept["values"][i], kept["moments"][i], norms)
-            samples.append(written.linear(weight, bias).plus(kept["base"][i] @ Written.through(weight, norms)))
-        return stacked(samples)
+        few = written.linear(weight, bias)
+        base = base @ Written.through(weight, written.norms)
+        parts = {name: getattr(few, name).unflatten(0, (b, n)) for name in LOW_RANK}
+        return {**parts, "base": base.expand(-1, n, -1, -1)}
+
+
+def _known(state: State) -> int:
+    """How many of the window's tokens have a history."""
+    return 0 if state["history"] is None else state["history"]["scale"].shape[-1]
 
 
 def _queries(clip: Clip) -> Queries:

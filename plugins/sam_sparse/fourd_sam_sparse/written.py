@@ -6,9 +6,8 @@ few ranks: for each query, with `mixing` the attention of the video's tokens to 
 
     written = LN_1(LN_0(base + mixing_0 values_0) + mixing_1 values_1),
 
-and `base`, the large part, is the same for all queries. So the few ranks are kept between windows in place of the
-written tokens (a twelfth of the size), and a linear layer goes over the base once and over 2 r + 7 columns per query.
-Exact in real arithmetic.
+and `base`, the large part, is the same for all queries. So the few ranks are handed on in place of the written tokens,
+and a linear layer goes over the base once, and over 2 r + 5 rows per query. Exact in real arithmetic.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ class Written:
     moments: Float[Tensor, "n l 2 p"]
     norms: Float[Tensor, "l 2 c"]
 
-    def linear(self, weight: Float[Tensor, "c d"], bias: Float[Tensor, " d"]) -> Product:
-        """`written @ weight + bias`, but for the base's part.
+    def linear(self, weight: Float[Tensor, "c d"], bias: Float[Tensor, " d"]) -> LowRank:
+        """`written @ weight + bias`, on the base behind `self.through(weight, norms)`.
 
         A LayerNorm scales and shifts each token and each channel, so that the weight passes through it backwards.
         """
@@ -52,7 +51,7 @@ class Written:
             weight, scale = gain[:, None] * weight, scale * inverse
             columns += [scale * self.mixing[:, layer], -scale * mean]
             rows += [self.values[:, layer] @ weight, weight.sum(0).expand(len(scale), 1, -1)]
-        return Product(scale, torch.cat(columns, 1), torch.cat(rows, 1))
+        return LowRank(scale, torch.cat(columns, 1), torch.cat(rows, 1))
 
     @staticmethod
     def through(weight: Float[Tensor, "c d"], norms: Float[Tensor, "l 2 c"]) -> Float[Tensor, "c d"]:
@@ -60,24 +59,28 @@ class Written:
         return norms[:, 0].prod(0)[:, None] * weight
 
 
+LOW_RANK = ("scale", "columns", "rows")
+"""The fields of a `LowRank`."""
+
+
 @attrs.frozen(eq=False)
-class Product:
-    """`scale base + columns' rows`: written tokens behind a linear layer, `base` being the base behind it."""
+class LowRank:
+    """Tokens of each query as `scale base + columns' rows`, on a base that is kept elsewhere."""
 
     scale: Float[Tensor, "n 1 p"]
     columns: Float[Tensor, "n q p"]
     rows: Float[Tensor, "n q d"]
 
-    def part(self, queries: slice, tokens: slice) -> Product:
+    def part(self, queries: slice, tokens: slice) -> LowRank:
         """Of some queries and some tokens."""
-        return Product(self.scale[queries, :, tokens], self.columns[queries, :, tokens], self.rows[queries])
+        return LowRank(self.scale[queries, :, tokens], self.columns[queries, :, tokens], self.rows[queries])
 
-    def plus(self, base: Float[Tensor, "k p d"]) -> Float[Tensor, "n p d"]:
-        """All of it.
+    def then(self, weight: Float[Tensor, "d e"]) -> LowRank:
+        """Behind a linear layer; the base has to go through it too."""
+        return LowRank(self.scale, self.columns, self.rows @ weight)
 
-        Args:
-            base: `base @ Written.through(weight, norms)`; `k` is 1 where it is the same for all queries.
-        """
+    def on(self, base: Float[Tensor, "k p d"]) -> Float[Tensor, "n p d"]:
+        """The tokens; `k` is 1 where the base is the same for all queries."""
         out = self.scale.mT * base
         return out.baddbmm_(self.columns.mT.to(out.dtype), self.rows.to(out.dtype))
 

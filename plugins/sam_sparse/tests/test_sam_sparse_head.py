@@ -14,6 +14,7 @@ from fourd_sam_sparse.head import SamTrack
 from fourd_sam_sparse.memory import TrackMemory
 from fourd_sam_sparse.readout import enlarged_mean, expected_position
 from fourd_sam_sparse.two_way import Attention
+from fourd_sam_sparse.written import LOW_RANK
 from torch import Tensor
 
 from fourd_core.data import Clip, Queries, Tracks
@@ -69,15 +70,14 @@ def test_history_and_feature_count(case: Any) -> None:
     head = case.head()
     queries = case.queries(0, 3)
     plain = head(case.tokens(), case.clip(queries))
-    b, n, p = 1, 2, case.tokens()[0].values.shape[1]
-    blank = {
-        "feature": torch.zeros(b, n, case.dim).double(),
-        "handed": torch.zeros(b, n).bool(),
-        "history": torch.zeros(b, n, p // 2, case.dim).double(),
-    }
+    area, c = case.grid.h * case.grid.w, case.dim
+    shapes = {"feature": (c,), "scale": (1, area), "columns": (3, area), "rows": (3, c), "base": (area, c)}
+    blank = {name: torch.zeros(1, 2, *shape).double() for name, shape in shapes.items()}
+    blank |= {"handed": torch.zeros(1, 2).bool(), "columns": torch.ones(1, 2, 3, area).double()}
+    blank["base"] = blank["base"] + 1
     same = head(case.tokens(), case.clip(attrs.evolve(queries, recalled=blank)))
     assert differences(plain, same) < 1e-10
-    for name in blank:
+    for name in ("feature", "handed", "scale", "rows"):
         changed = blank | {name: torch.ones_like(blank[name])}
         moved = head(case.tokens(), case.clip(attrs.evolve(queries, recalled=changed)))
         assert differences(plain, moved) > 1e-3
@@ -290,18 +290,17 @@ def test_runs_on_the_meta_device(case: Any) -> None:
 
 
 def test_memory_for_a_query_is_what_it_takes(case: Any) -> None:
-    """What a point brings and leaves behind: the estimate is neither below it nor twice as much."""
+    """What a point brings and leaves behind: the estimate is not far below it, nor twice as much."""
     head, memory = case.head(), case.memory()
     clip = case.clip(case.queries(0, 3))
     state = memory.initial(case.tokens(), clip)
     with torch.no_grad():
         tracks = head(*memory.read(state, case.tokens(), clip))
         state = memory.update(state, case.tokens(), clip, tracks, 2)
-        _, shown = memory.read(state, case.tokens(), clip)
-    wrote = [tracks.remembered[name].nbytes for name in ("mixing", "values", "moments", "feature")]
-    kept = [state["history"][name].nbytes for name in ("mixing", "values", "moments")]
-    taken = (sum(wrote) + sum(kept) + shown.queries.recalled["history"].nbytes) / 2
-    assert taken <= head.query_bytes(clip) <= 2 * taken
+    left = [tracks.remembered[name].nbytes for name in ("mixing", "values", "moments", "feature")]
+    brought = [state["history"][name].nbytes for name in LOW_RANK]
+    taken = (sum(left) + sum(brought)) / 2
+    assert 0.9 * taken <= head.query_bytes(clip) <= 2 * taken
 
 
 def test_configurations_that_make_no_sense(case: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from fourd_sam_sparse.head import SamTrack
 from fourd_sam_sparse.memory import TrackMemory
 from fourd_sam_sparse.readout import enlarged_mean, expected_position
-from fourd_sam_sparse.written import Written
+from fourd_sam_sparse.written import LOW_RANK, LowRank, Written
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -118,10 +118,9 @@ def test_a_single_window(head: SamTrack, memory: TrackMemory, stored: dict[str, 
 def test_labels_and_features(head: SamTrack, memory: TrackMemory, stored: dict[str, Tensor]) -> None:
     """A single window with all labels, step by step."""
     positions = head.prompt_encoder.positions(GRID, torch.device("cpu"))
-    shared = head.mask_decoder.shared(stored["features/w0"][0], positions, GRID)
-    maps, feature, written = head.mask_decoder(
-        head.prompt_encoder(*prompts(stored)), stored["features/w0"].new_zeros(6, 0, 96), shared
-    )
+    shared = head.mask_decoder.shared(stored["features/w0"][0], torch.zeros(1, 0, 96), positions, GRID)
+    nothing = LowRank(torch.zeros(6, 1, 0), torch.zeros(6, 0, 0), torch.zeros(6, 0, 96))
+    maps, feature, written = head.mask_decoder(head.prompt_encoder(*prompts(stored)), nothing, shared)
     assert_close(maps[0], stored["dbg/low_masks_n0"])
     assert_close(feature, stored["dbg/io_features"][:, 5])
     xy, logit, depth = (stored[f"out/single_variant/{name}"][0] for name in outputs())
@@ -130,7 +129,7 @@ def test_labels_and_features(head: SamTrack, memory: TrackMemory, stored: dict[s
     where = "out/single_variant/track_2d_{}"
     assert_close(memory.prompt_feature_linear_layer(feature), stored[where.format("prompt_features_bnc")][0])
     weight, bias = memory.processed_video_features_proj.weight.mT, memory.processed_video_features_proj.bias
-    history = written.linear(weight, bias).plus(shared.base[None] @ Written.through(weight, written.norms))
+    history = written.linear(weight, bias).on(shared.base[None] @ Written.through(weight, written.norms))
     assert_close(history[:2], stored[where.format("enc_features_with_track_history_bnpc")][0])
 
 
@@ -164,10 +163,13 @@ def check_what_is_given(stored: dict[str, Tensor], number: int, seen: Tokens, qu
     assert queries is not None
     points = torch.cat([queries.frame[..., None] + 0.5, queries.xy], -1)
     assert float((points - stored[f"trace/w{number}/queries"]).abs().max()) < PIXELS
-    history = queries.recalled["history"][0, 0]
-    assert len(history) == (64 if number else 0)
     tokens = seen[0].values[0].clone()
-    tokens[: len(history)] += history
+    assert ("scale" in queries.recalled) == (number > 0)
+    if number:
+        few = LowRank(*(queries.recalled[name][0] for name in LOW_RANK))
+        history = few.on(queries.recalled["base"][0])
+        assert history.shape == (8, 64, 96)
+        tokens[:64] += history[0]
     assert_close(tokens, stored[f"trace/w{number}/tokens_in_n0"][0])
 
 
