@@ -132,13 +132,9 @@ class SamTrack(Head):
         """
         # At the transformer's busiest a chunk has its tokens before and behind a layer, with positions and without.
         most = self.config.chunk or at_a_time(4 * shared.base.nbytes, shared.base)
-        saving = self.config.checkpointing and torch.is_grad_enabled()
-        parts = []
-        for part in in_parts(0, len(own[0]), most):
-            arguments = *(tensor[part] for tensor in own), shared.part(part), size
-            parts.append(
-                checkpoint(self._chunk, *arguments, use_reentrant=False) if saving else self._chunk(*arguments)
-            )
+        run = self._recomputed if self.config.checkpointing and torch.is_grad_enabled() else self._chunk
+        chunks = in_parts(0, len(own[0]), most)
+        parts = [run(*(tensor[chunk] for tensor in own), shared.part(chunk), size) for chunk in chunks]
         return parts[0] if len(parts) == 1 else tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
     def _chunk(
@@ -166,6 +162,12 @@ class SamTrack(Head):
             written.values,
             written.moments,
         )
+
+    def _recomputed(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """`_chunk`, of which only the arguments are kept for the gradients."""
+        # Nothing in it is random.
+        done: tuple[Tensor, ...] = checkpoint(self._chunk, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return done
 
     def _places(self, queries: Queries, clip: Clip) -> Float[Tensor, "b n 3"]:
         """(t, x, y), between 0 and 1 inside the clip, in at least float32."""
