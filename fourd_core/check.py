@@ -39,8 +39,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError("[data] holds no video")
     for name, stage in recipe.stages.items():
         stage.config.create(name, stage.config, system, data, recipe).prepare()
-    if recipe.weights is not None:
-        for_recipe(recipe.weights)
+    for location in filter(None, (recipe.weights, recipe.trained)):
+        for_recipe(location)
     first = videos[0]
     view = view_of(data.view, first.size, system.backbone.spec)
     console = Console()

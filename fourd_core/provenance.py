@@ -19,6 +19,7 @@ from fourd_core import registry
 from fourd_core.interfaces import Component, PretrainedWeights
 from fourd_core.recipe import ComponentConfig, Recipe
 from fourd_core.system import System
+from fourd_core.weights.convert import licence_of
 
 
 def new_record(recipe: Recipe, command: Sequence[str], system: System) -> dict[str, Any]:
@@ -82,9 +83,12 @@ def named_weights(system: System) -> list[tuple[str, PretrainedWeights]]:
 
 def _weights(system: System, recipe: Recipe) -> list[dict[str, Any]]:
     rows = [{"component": where, **attrs.asdict(weights)} for where, weights in named_weights(system)]
-    if recipe.weights is not None:
-        rows.append({"component": "trained", "location": recipe.weights, "licence": "as its run says"})
-    return rows
+    named = {"weights": recipe.weights, "trained": recipe.trained}
+    return rows + [
+        {"component": key, "location": location, "licence": licence_of(location)}
+        for key, location in named.items()
+        if location is not None
+    ]
 
 
 def component_sections(recipe: Recipe) -> dict[str, ComponentConfig]:

@@ -120,7 +120,7 @@ def _restore(run: Run, system: System, jobs: dict[str, Job]) -> None:
     weights = trained_weights(run.folder, run.recipe)
     if weights is not None:
         system.load_trained_state(read_state_dict(str(weights)), str(weights))
-    elif run.recipe.weights is None and not any(run.recipe.stages[name].job == "train" for name in jobs):
+    elif not (run.recipe.weights or run.recipe.trained or any(run.recipe.stages[name].job == "train" for name in jobs)):
         fresh = [name for name, head in system.heads.items() if cast(Head, head).pretrained() is None]
         if fresh:
             sys.stderr.write(
@@ -193,5 +193,5 @@ def rerun(folder: Path, out: Path, stages: Collection[str] = (), command: Sequen
     trains = [name for name, stage in recipe.stages.items() if stage.job == "train"]
     weights = trained_weights(folder, recipe)
     if stages and weights is not None and not set(trains) & set(stages):
-        recipe = attrs.evolve(recipe, weights=Location(str(weights.resolve())))
+        recipe = attrs.evolve(recipe, trained=Location(str(weights.resolve())))
     return run_recipe(recipe, out, stages, command)

@@ -159,7 +159,7 @@ def read_prediction(store: ArrayStore, name: str, start: int, stop: int) -> Pred
 def _arrays(name: str, item: Prediction) -> Iterator[tuple[str, Tensor, dict[str, str]]]:
     axes = {"values": "t c h w", "world_from_cam": "t row column", "intrinsics": "t row column"}
     for field, tensor in item.tensors().items():
-        kind = item.kind if isinstance(item, Maps) else field
+        kind = item.kind if isinstance(item, Maps) else {"depth": "track_depth"}.get(field, field)
         array = name if isinstance(item, Maps) else f"{name}.{field}"
         facts = {"kind": kind, "axes": axes.get(field, "t n" if tensor.ndim == 3 else "t n c")}
         yield array, tensor[0], {"unit": item.unit_of(field), **facts}

@@ -314,13 +314,15 @@ def build_system(recipe: Recipe) -> System:
 
 
 def _load_named_weights(system: System, recipe: Recipe) -> None:
-    """Give the system what the recipe's `weights` name, unless it is only a shape."""
-    if recipe.weights is None or system.device.type == "meta":
+    """Give the system what the recipe's `weights` and `trained` name, unless it is only a shape."""
+    locations = [location for location in (recipe.weights, recipe.trained) if location is not None]
+    if not locations or system.device.type == "meta":
         return
-    fresh = system.load_parts(for_recipe(recipe.weights), recipe.weights)
-    own = {name for name in fresh if name != "backbone" and _component(system, name).pretrained() is None}
+    left = [set(system.load_parts(for_recipe(location), location)) for location in locations]
+    fresh = set.intersection(*left)
+    own = sorted(name for name in fresh if _component(system, name).pretrained() is None)
     if own:
-        sys.stderr.write(f"note: {recipe.weights} has nothing for {', '.join(sorted(own))}: it starts untrained\n")
+        sys.stderr.write(f"note: {' and '.join(locations)} has nothing for {', '.join(own)}, which starts untrained\n")
 
 
 def _component(system: System, name: str) -> Component:

@@ -127,7 +127,7 @@ def test_weights_are_given_part_by_part(toy_recipe: Path, tmp_path: Path, capsys
     save_file({**given, "heads.absent.weight": torch.zeros(1)}, tmp_path / "part.safetensors")
     system = build_system(load_recipe(two, [f"weights={tmp_path / 'part.safetensors'}"]))
     assert torch.equal(system.heads["value"].linear.weight, given["heads.value.linear.weight"])
-    assert "has nothing for heads.other: it starts untrained" in capsys.readouterr().err
+    assert "has nothing for heads.other, which starts untrained" in capsys.readouterr().err
     save_file({"heads.value.linear.weight": torch.zeros(1, 1)}, tmp_path / "half.safetensors")
     with pytest.raises(WeightsError, match=r"linear\.bias"):
         build_system(load_recipe(two, [f"weights={tmp_path / 'half.safetensors'}"]))

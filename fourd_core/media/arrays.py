@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from jaxtyping import Shaped
 from torch import Tensor
 from zarr.storage import LocalStore
 
-from fourd_core.data import MapKind
 from fourd_core.errors import RunError
 from fourd_core.files import atomic, disk_errors
 from fourd_core.media.views import View
@@ -85,11 +84,8 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
         return bool(self._attribute("complete"))
 
     def of_kind(self, kind: str) -> list[str]:
-        """The arrays of a kind. What belongs to cameras or tracks has a dot in its name (`track.depth` is no map)."""
-        of_maps = kind in get_args(MapKind)
-        return [
-            name for name, array in self.items() if array.attrs.get("kind") == kind and not (of_maps and "." in name)
-        ]
+        """The arrays of a kind."""
+        return [name for name, array in self.items() if array.attrs.get("kind") == kind]
 
     def append(
         self,

@@ -139,7 +139,10 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the arithmetic in training and prediction; parameters stay fp32."""
     weights: Location | None = None
-    """Trained weights of heads, memories and perhaps the backbone, by the names of the recipe's parts (safetensors)."""
+    """Weights of heads, memories and perhaps the backbone: a published checkpoint that a plugin can translate, or a
+    file with the names of the recipe's parts (safetensors)."""
+    trained: Location | None = None
+    """What a training stage of another run left (`RUN/STAGE/weights.safetensors`), on top of `weights`."""
     backbone: ComponentConfig = component("backbones")
     """`[backbone]`: what turns frames into tokens."""
     heads: dict[str, ComponentConfig] = components("heads")

@@ -16,7 +16,7 @@ from fourd_core.checkpoint import save_tensors
 from fourd_core.errors import FourdError, WeightsError
 from fourd_core.files import write_json
 from fourd_core.weights.assets import Known, WeightsAsset, all_assets
-from fourd_core.weights.describe import describe_checkpoint, has_signature
+from fourd_core.weights.describe import describe_checkpoint, has_signature, look_into
 from fourd_core.weights.locations import local_file, sha256_of
 from fourd_core.weights.reading import check_finite, read_state_dict, read_tensors
 
@@ -75,6 +75,15 @@ def for_recipe(location: str) -> dict[str, Tensor]:
         if asset.convert is not None and asset.signature and has_signature(asset, state):
             return _translated(asset, state, location)
     return state
+
+
+def licence_of(location: str) -> str:
+    """Under which licence a recipe's weights are, as far as the file or its keys tell."""
+    with local_file(location) as path:
+        contents = look_into(path, location)
+    facts = json.loads(contents.metadata.get("fourd", "{}"))
+    known = [item.asset.terms for item in all_assets()[0] if has_signature(item.asset, contents.tensors)]
+    return str(facts.get("licence") or next(iter(known), "as the run that trained it says"))
 
 
 def separated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,6 +27,8 @@ class PixelDecoder(Head):
     Source: LILA paper, architecture; google-research/lila, dpt_lila.py (SmallDPTHead).
     """
 
+    kind = "features"
+
     @attrs.frozen
     class Config:
         taps: tuple[int, int, int, int] = (2, 5, 8, 11)

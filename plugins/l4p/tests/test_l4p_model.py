@@ -19,6 +19,7 @@ from fourd_core.recipe import load_recipe
 from fourd_core.stitching import Stitcher
 from fourd_core.streaming import windows
 from fourd_core.system import System, build_system
+from fourd_core.weights.convert import licence_of
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 DATA = Path(__file__).parent / "data/model_e2e.safetensors"
@@ -201,3 +202,5 @@ def test_the_published_file_is_converted_by_the_command(
     assert "CC-BY-NC-SA-4.0" in "".join(capsys.readouterr())
     pulled = build_system(load_recipe(RECIPES / "l4p_full.toml", SETTINGS))
     assert torch.equal(pulled.heads["depth"].dpt.last.weight, direct.heads["depth"].dpt.last.weight)
+    for location in (checkpoint, tmp_path / "out/l4p.safetensors", "weights:l4p"):
+        assert "CC-BY-NC-SA-4.0" in licence_of(str(location))
