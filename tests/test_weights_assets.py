@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers import shell_environment
-from weights_parts import install_asset
+from weights_parts import ONLY_FAKES, install_asset
 
 from fourd_core.errors import WeightsError
 from fourd_core.recipe.values import read_location
@@ -23,7 +23,7 @@ GOOD: dict[str, Any] = {"name": "tiny", "summary": "s", "licence": "MIT", "sourc
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder on the path for installed plugins."""
-    monkeypatch.delenv("FOURD_PLUGINS", raising=False)
+    monkeypatch.setenv("FOURD_PLUGINS", ONLY_FAKES)
     monkeypatch.setenv("FOURD_WEIGHTS", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(tmp_path / "site")
     return tmp_path / "site"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import Fourd
-from weights_parts import CONVERTER, Fault, FileServer, install_asset, l4p_state, save_lightning
+from weights_parts import CONVERTER, ONLY_FAKES, Fault, FileServer, install_asset, l4p_state, save_lightning
 
 from fourd_core.weights import fetch, read_state_dict
 
@@ -22,8 +22,8 @@ from fourd_core.weights import fetch, read_state_dict
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     """Serves the checkpoint of `l4p`, which an installed plugin knows; its licence rules commercial use out."""
     data = save_lightning(tmp_path / "published.ckpt", l4p_state())
-    for name in ("FOURD_OFFLINE", "FOURD_PLUGINS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("FOURD_OFFLINE", raising=False)
+    monkeypatch.setenv("FOURD_PLUGINS", ONLY_FAKES)
     monkeypatch.setenv("FOURD_WEIGHTS", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.syspath_prepend(tmp_path / "site")

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from weights_parts import CONVERTER, install_asset, l4p_state, save_lightning
+from weights_parts import CONVERTER, ONLY_FAKES, install_asset, l4p_state, save_lightning
 
 from fourd_core import __version__
 from fourd_core.errors import FourdError, WeightsError
@@ -32,7 +32,7 @@ MAE = {"name": "videomae", "summary": "VideoMAEv2", "signature": ("blocks.0.attn
 @pytest.fixture
 def l4p(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Known:
     """Two installed plugins know an asset each; this is one of them, with its converter."""
-    monkeypatch.delenv("FOURD_PLUGINS", raising=False)
+    monkeypatch.setenv("FOURD_PLUGINS", ONLY_FAKES)
     monkeypatch.setenv("FOURD_WEIGHTS", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(tmp_path / "site")
     install_asset(tmp_path / "site", "acme-mae", **MAE)

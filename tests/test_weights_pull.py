@@ -21,7 +21,7 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from helpers import shell_environment
-from weights_parts import Fault, FileServer, install_asset, l4p_state, save_lightning
+from weights_parts import ONLY_FAKES, Fault, FileServer, install_asset, l4p_state, save_lightning
 
 from fourd_core.errors import WeightsError
 from fourd_core.weights import fetch, read_state_dict, sha256_of, sources
@@ -62,7 +62,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: FileServer) -
     """The asset `l4p` can be installed with an address on the server; transfers wait for nothing."""
     monkeypatch.setenv("FOURD_WEIGHTS", str(tmp_path / "cache"))
     monkeypatch.delenv("FOURD_OFFLINE", raising=False)
-    monkeypatch.delenv("FOURD_PLUGINS", raising=False)
+    monkeypatch.setenv("FOURD_PLUGINS", ONLY_FAKES)
     monkeypatch.setattr(fetch, "CHUNK", CHUNK)
     monkeypatch.setattr(fetch, "PAUSES", (0.0, 0.0, 0.0))
     monkeypatch.syspath_prepend(tmp_path / "site")

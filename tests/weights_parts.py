@@ -20,6 +20,15 @@ from fourd_core import registry
 
 _numbers = itertools.count()
 
+ONLY_FAKES = ",".join(
+    ["acme", "fourd-plugin-acme"]
+    + [f"acme-{name}" for name in (
+        "weights", "one", "two", "good", "raises", "leaves", "path", "other", "named", "new", "free", "broken", "mae",
+        "l4p", "bad", "more",
+    )]
+)  # fmt: skip
+"""For `FOURD_PLUGINS`: the distributions that the tests lay out, and none that is installed here."""
+
 CONVERTER = '''
 def convert(state):
     """Without the common prefix, and without the names that are there twice."""

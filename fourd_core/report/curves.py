@@ -93,6 +93,10 @@ def smoothed(buckets: Sequence[Bucket]) -> list[float]:
     return values
 
 
+TINY = 1e-300
+"""Below, floating-point numbers lose their digits: no axis is made for differences so small."""
+
+
 def ticks(low: float, high: float) -> list[tuple[float, str]]:
     """About five round positions (1, 2 or 5 times a power of ten) within `[low, high]`, with their labels."""
     rough = (high - low) / 5
@@ -114,7 +118,10 @@ def _usual(group: Sequence[Series]) -> list[float]:
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     room = max((high - low) * 0.03, abs(high) * 1e-6)
-    return (low - room, high + room) if high - low > room else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
+    if high - low > max(room, TINY):
+        return low - room, high + room
+    around = max(abs(low), abs(high)) / 2
+    return (low - around, high + around) if around > TINY else (low - 0.5, high + 0.5)
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
