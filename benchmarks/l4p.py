@@ -31,6 +31,8 @@ COMMAND = "python -m benchmarks.l4p"
 FRAMES, SHIFT, SIDE, PATCH = 16, 8, 224, (2, 16, 16)
 GRID = Grid(FRAMES // PATCH[0], SIDE // PATCH[1], SIDE // PATCH[2])
 HEADS, MLP = 8, 2048
+FEW = 8
+"""Points of the comparison in float64."""
 WINDOWS = ("first", "with history")
 FORMS = ("straightforward", "fourd")
 
@@ -39,7 +41,7 @@ def straightforward(dim: int) -> StraightforwardTracker:
     """With seeded weights, and heat maps with a peak rather than flat ones."""
     torch.manual_seed(0)
     tracker = StraightforwardTracker(dim, HEADS, MLP, GRID, (FRAMES, SIDE, SIDE)).eval()
-    tracker.mask_decoder.output_hypernetworks_mlps[0].layers[2].weight.data *= 100
+    tracker.mask_decoder.output_hypernetworks_mlps[0].layers[2].weight.data *= 30
     return tracker
 
 
@@ -110,9 +112,10 @@ def resident(field: str) -> float:
 
 
 @torch.inference_mode()
-def measure(form: str, dim: int, count: int, out: Path) -> None:
+def measure(form: str, dim: int, count: int, double: bool, out: Path) -> None:
     """One run of one form: writes seconds, peak and answers."""
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64 if double else torch.float32)
     runner = {"straightforward": Straightforward, "fourd": Fourd}[form]
     videos, queries = inputs(dim, count)
     runner(dim, queries.part(0, 1)).window(videos[0], last=True)  # what is loaded and set up once
@@ -126,40 +129,47 @@ def measure(form: str, dim: int, count: int, out: Path) -> None:
     out.write_text(json.dumps({"seconds": seconds, "MB": resident("VmHWM") - before}), encoding="utf-8")
 
 
-def in_a_process(form: str, options: argparse.Namespace, out: Path) -> dict[str, Any]:
+def in_a_process(form: str, width: int, count: int, repeats: int = 1, double: bool = False) -> dict[str, Any]:
     """The best times of the repeats, the peak, and the answers of a form."""
     runs = []
-    for _ in range(options.repeats):
-        words = [form, "--width", options.width, "--points", options.points, "--out", out]
-        subprocess.run([sys.executable, "-m", "benchmarks.l4p", *map(str, words)], check=True)
-        runs.append(json.loads(out.read_text(encoding="utf-8")))
-    seconds = [min(run["seconds"][i] for run in runs) for i in range(len(WINDOWS))]
-    return {"seconds": seconds, "MB": min(run["MB"] for run in runs), "answers": torch.load(out.with_suffix(".pt"))}
-
-
-def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each form, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
-        found = {form: in_a_process(form, options, Path(folder) / form) for form in FORMS}
+        out = Path(folder) / form
+        words = [form, "--width", width, "--points", count, "--out", out, *["--double"] * double]
+        for _ in range(repeats):
+            subprocess.run([sys.executable, "-m", "benchmarks.l4p", *map(str, words)], check=True)
+            runs.append(json.loads(out.read_text(encoding="utf-8")))
+        answers = torch.load(out.with_suffix(".pt"))
+    seconds = [min(run["seconds"][i] for run in runs) for i in range(len(WINDOWS))]
+    return {"seconds": seconds, "MB": min(run["MB"] for run in runs), "answers": answers}
+
+
+def compare(width: int, count: int, repeats: int) -> list[dict[str, Any]]:
+    """A row for each form, and their ratio."""
+    found = [in_a_process(form, width, count, repeats) for form in FORMS]
+    exact = [in_a_process(form, width, min(count, FEW), double=True) for form in FORMS]
     rows = [
         {"form": form}
         | {f"{window}, s": round(s, 2) for window, s in zip(WINDOWS, item["seconds"], strict=True)}
         | {"peak MB": round(item["MB"])}
-        for form, item in found.items()
+        for form, item in zip(FORMS, found, strict=True)
     ]
-    slow, fast = (found[form] for form in FORMS)
+    slow, fast = found
     ratio = {f"{window}, s": f"{s / f:.2f} x"
              for window, s, f in zip(WINDOWS, slow["seconds"], fast["seconds"], strict=True)}  # fmt: skip
-    xy, visible, depth = (
-        max(float((a[i] - b[i]).abs().max()) for a, b in zip(slow["answers"], fast["answers"], strict=True))
-        for i in range(3)
-    )
+    rows.append({"form": "ratio", **ratio, "peak MB": f"{slow['MB'] / fast['MB']:.1f} x"})
     spread = float(slow["answers"][0][0].std(1).mean())
-    equal = f"xy {xy:.1e} px (tracks spread over {spread:.0f} px), visibility {visible:.0e}, depth {depth:.0e}"
-    rows.append(
-        {"form": "ratio"} | ratio | {"peak MB": f"{slow['MB'] / fast['MB']:.1f} x", "largest difference": equal}
-    )
+    for name, pair in (("difference, float32", found), (f"difference, float64, {FEW} points", exact)):
+        xy, visible, depth = differences(*(item["answers"] for item in pair))
+        equal = (
+            f"xy {xy:.0e} px of {SIDE} (tracks spread over {spread:.0f}), visibility {visible:.0e}, depth {depth:.0e}"
+        )
+        rows.append({"form": name, "largest": equal})
     return rows
+
+
+def differences(slow: list[Any], fast: list[Any]) -> list[float]:
+    """The largest, of positions, visibility and depth."""
+    return [max(float((a[i] - b[i]).abs().max()) for a, b in zip(slow, fast, strict=True)) for i in range(3)]
 
 
 def main() -> None:
@@ -169,11 +179,12 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--double", action="store_true", help="in float64")
     options = parser.parse_args()
     if options.form:
-        measure(options.form, options.width, options.points, options.out)
+        measure(options.form, options.width, options.points, options.double, options.out)
     else:
-        save("l4p", compare(options), COMMAND)
+        save("l4p", compare(options.width, options.points, options.repeats), COMMAND)
 
 
 if __name__ == "__main__":

@@ -110,14 +110,3 @@ def straightforward(baseline: Any) -> Callable[[Case, SamTrack, TrackMemory], An
         return tracker.eval()
 
     return build
-
-
-def shifted(queries: Queries, frames: int) -> Queries:
-    """The same points, counted from a window that starts later."""
-    return Queries(queries.frame - frames, queries.xy)
-
-
-def largest(a: Tensor, b: Tensor) -> float:
-    """The largest difference."""
-    assert a.shape == b.shape
-    return float((a - b).detach().abs().max())
