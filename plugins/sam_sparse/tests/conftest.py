@@ -12,7 +12,7 @@ import pytest
 import torch
 from fourd_sam_sparse.head import SamTrack
 from fourd_sam_sparse.memory import TrackMemory
-from torch import Tensor, nn
+from torch import nn
 
 from fourd_core.data import Clip, Grid, Queries, TokenMap, Tokens
 from fourd_core.interfaces import BackboneSpec, TapSpec
