@@ -7,7 +7,7 @@ pass's frames join those of the first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -38,18 +38,29 @@ class Sink(ABC):
 
     def __init__(self, view: View, pixels: Pixels) -> None:
         self._view, self._pixels = view, pixels
+        self._scales: dict[str, Tensor] = {}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What must be kept to go on later."""
+        return dict(self._scales)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`."""
+        self._scales = {name: scale.cpu() for name, scale in state.items()}
 
     def put(self, part: Finished) -> Predictions:
         """Keep a part; returns it as it is kept."""
         stop = part.first + part.frames
         known = {**(self._read_all(part.first, stop) if part.reverse else {}), **part.predictions}
-        depth = next((item for item in known.values() if isinstance(item, Maps) and item.kind == "depth"), None)
-        cameras = next((item for item in known.values() if isinstance(item, Cameras)), None)
+        ordered = [known[name] for name in sorted(known)]  # of several the same in both passes
+        depth = next((item for item in ordered if isinstance(item, Maps) and item.kind == "depth"), None)
+        cameras = next((item for item in ordered if isinstance(item, Cameras)), None)
         whole: dict[str, Prediction] = {}
         for name, item in part.predictions.items():
             whole[name] = item
             if isinstance(item, Tracks):
-                tracks = self._lifted(item, depth, cameras)
+                tracks = self._lifted(f"{name} {'backward' if part.reverse else 'forward'}", item, depth, cameras)
                 before = self._read(name, part.first, stop) if part.reverse else None
                 whole[name] = where_live(before, tracks) if isinstance(before, Tracks) else tracks
         for name, item in whole.items():
@@ -60,9 +71,9 @@ class Sink(ABC):
         found = {name: self._read(name, start, stop) for name in self._names()}
         return {name: item for name, item in found.items() if item is not None}
 
-    def _lifted(self, tracks: Tracks, depth: Maps | None, cameras: Cameras | None) -> Tracks:
+    def _lifted(self, name: str, tracks: Tracks, depth: Maps | None, cameras: Cameras | None) -> Tracks:
         if depth is not None and tracks.depth is not None:
-            z = tracks.depth * self._scale(tracks, depth)[:, None, None]
+            z = tracks.depth * self._scale(name, tracks, depth)[:, None, None]
             tracks = attrs.evolve(tracks, depth=z, unit=depth.unit)
             if cameras is not None:
                 seen = track_points(tracks.xy, z, cameras.intrinsics)
@@ -70,17 +81,20 @@ class Sink(ABC):
                 tracks = attrs.evolve(tracks, xyz_camera=seen, xyz=world)
         return _silent_where_not_live(tracks)
 
-    def _scale(self, tracks: Tracks, depth: Maps) -> Float[Tensor, " b"]:
-        """By how much the maps' depth exceeds the tracks' own: the median over what is visible in these frames."""
+    def _scale(self, name: str, tracks: Tracks, depth: Maps) -> Float[Tensor, " b"]:
+        """By how much the maps' depth exceeds the tracks' own: the median over what is visible in these frames.
+
+        Where nothing is, as it was last; NaN before anything was.
+        """
         assert tracks.depth is not None
         xy = tracks.xy if self._pixels == "video" else self._view.to_view(tracks.xy)
         dense = sample_nearest(depth.values[:, :, 0], xy)
         ratio = dense / tracks.depth
-        usable = tracks.live & ratio.isfinite() & (dense > 0) & (tracks.depth > 0)
-        seen = usable & (tracks.visibility > SEEN)
-        chosen = torch.where(seen.flatten(1).any(1)[:, None, None], seen, usable)
-        median = torch.where(chosen, ratio, torch.nan).flatten(1).nanmedian(1).values
-        return median.nan_to_num(1.0)
+        seen = tracks.live & (tracks.visibility > SEEN) & ratio.isfinite() & (dense > 0) & (tracks.depth > 0)
+        median = torch.where(seen, ratio, torch.nan).flatten(1).nanmedian(1).values
+        last = self._scales.get(name, torch.full_like(median, torch.nan))
+        self._scales[name] = torch.where(median.isnan(), last, median)
+        return self._scales[name]
 
     @abstractmethod
     def _names(self) -> Iterator[str]:
@@ -158,7 +172,8 @@ def read_prediction(store: ArrayStore, name: str, start: int, stop: int) -> Pred
 
 def _arrays(name: str, item: Prediction) -> Iterator[tuple[str, Tensor, dict[str, str]]]:
     axes = {"values": "t c h w", "world_from_cam": "t row column", "intrinsics": "t row column"}
-    for field, tensor in item.tensors().items():
+    # `live` comes last: what a second pass finds live after a kill is whole.
+    for field, tensor in sorted(item.tensors().items(), key=lambda entry: entry[0] == "live"):
         kind = item.kind if isinstance(item, Maps) else {"depth": "track_depth"}.get(field, field)
         array = name if isinstance(item, Maps) else f"{name}.{field}"
         facts = {"kind": kind, "axes": axes.get(field, "t n" if tensor.ndim == 3 else "t n c")}

@@ -202,3 +202,29 @@ def test_the_beginning_is_a_position() -> None:
 def test_clip_refuses_frames_without_time() -> None:
     with pytest.raises(ValueError, match="b t c h w"):
         Clip(torch.zeros(1, 3, 8, 8))
+
+
+class Wandering(Follower):
+    """Seen in the frames 0 to 3 alone."""
+
+    def forward(self, tokens: Any, clip: Clip) -> Any:
+        tracks = super().forward(tokens, clip)
+        numbers = tokens[0].values.reshape(*clip.frames.shape[:2], -1)[..., :1]
+        seen = (numbers < 3.5).float().expand_as(tracks.visibility) * 0.9
+        return tracks.with_tensors({"visibility": seen})
+
+
+def test_where_nothing_is_seen_the_unit_stays_what_it_was() -> None:
+    heads: dict[str, Head] = {"depth": Number(kind="depth"), "points": Wandering("both")}
+    sink = MemorySink(VIEW, "video", 12, 2**20)
+    for part in stream(clock_system(heads, {"points": Counting()}), Clock(12), VIEW, StreamConfig(), points(0, 8)):
+        sink.put(part)
+        other = MemorySink(VIEW, "video", 12, 2**20)  # as after a stop
+        other.restore(sink.state)
+        other.whole = sink.whole
+        sink = other
+    depth = Predictions(sink.whole).tracks.depth[0]
+    torch.testing.assert_close(depth[1:, 0], torch.arange(1, 12).float(), atol=1e-4, rtol=0)
+    # The second pass meets nothing visible from frame 8 down to 4, and so knows no unit there.
+    assert depth[4:8, 1].isnan().all()
+    torch.testing.assert_close(depth[1:4, 1], torch.arange(1, 4).float(), atol=1e-4, rtol=0)

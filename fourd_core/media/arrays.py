@@ -123,7 +123,8 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
         with disk_errors(self.folder):
             if name not in self._arrays:
                 self._arrays[name] = self._create(name, rows, axes, {"unit": unit, "kind": kind})
-                self._resize(self._arrays[name], int(self.attributes.get("frames", self.done)))
+            array = self._arrays[name]
+            self._resize(array, max(int(self.attributes.get("frames", self.done)), array.shape[0]))
             self._arrays[name][first : first + len(rows)] = rows
 
     def truncate(self, frames: int) -> None:

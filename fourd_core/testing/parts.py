@@ -170,9 +170,9 @@ def check_memory(cls: type[Memory]) -> None:
     tokens = _example_tokens(spec, (0, len(spec.taps) - 1), clip)
     with torch.no_grad():
         state = memory.initial(tokens, clip)
-        form = _form(state)
-        expect(form, f"{name}.initial returns no tensors: {state!r}")
-        for shift in (t, 2 * t):
+        expect(_form(state), f"{name}.initial returns no tensors: {state!r}")
+        form = None  # at the start there may be less to remember
+        for shift in (2 * t, 2 * t, 2 * t):
             seen, shown = memory.read(state, tokens, clip)
             expect(sorted(seen.layers) == sorted(tokens.layers), f"{name}.read changes the taps")
             for tap, item in tokens.layers.items():
@@ -180,6 +180,7 @@ def check_memory(cls: type[Memory]) -> None:
                 expect(same, f"{name}.read changes the shape of tap {tap}")
                 expect(seen[tap].values.isfinite().all(), f"{name}.read: tap {tap} has numbers that are not finite")
             state = memory.update(state, tokens, clip, head(seen, shown), shift)
+            form = form or _form(state)
             expect(_form(state) == form, f"{name}.update changes the state's form: {form} became {_form(state)}")
 
 
