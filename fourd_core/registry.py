@@ -161,14 +161,14 @@ def records(kind: str | None = None) -> list[Record]:
 
 def _describe(found: Found) -> Record:
     look = inspection.look_at(found.entry_point.value)
-    problem = _api_problem(found) or look.problem or _missing_requirement(found)
+    problem = api_problem(found) or look.problem or _missing_requirement(found)
     summary = look.summary or str(found.metadata.metadata["Summary"] or "")
     return Record(
         found.kind, found.name, found.distribution, found.metadata.version, summary, found.entry_point, problem
     )
 
 
-def _api_problem(found: Found) -> str | None:
+def api_problem(found: Found) -> str | None:
     """A sentence when a plugin was written for other contracts than these."""
     if found.distribution == CORE:
         return None
@@ -272,7 +272,7 @@ def load(kind: str, name: str) -> type[Any]:
 
 def import_found(found: Found) -> type[Any]:
     """Import what was found; the message of the PluginError is a sentence that lacks its subject."""
-    if problem := _api_problem(found):
+    if problem := api_problem(found):
         raise PluginError(f"cannot be used: {problem}")
     try:
         component = found.entry_point.load()

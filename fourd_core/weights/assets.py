@@ -122,7 +122,7 @@ def all_assets() -> tuple[list[Known], list[Broken]]:
 
 def _load(found: registry.Found) -> WeightsAsset | str:
     """The asset, or why there is none and what to do."""
-    if problem := registry._api_problem(found):
+    if problem := registry.api_problem(found):
         return problem
     try:
         asset = found.entry_point.load()
