@@ -97,12 +97,13 @@ def read_int(value: Any, _: Any) -> int:
 def read_float(value: Any, _: Any) -> float:
     """A number, an integer included."""
     value = parsed(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        with suppress(OverflowError):  # an integer beyond the floats
-            number = float(value)
-            if not math.isnan(number):  # it would make a recipe unequal to itself
-                return number
-    raise mismatch(value, expectation(float))
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise mismatch(value, expectation(float))
+    with suppress(OverflowError):  # an integer beyond the floats
+        number = float(value)
+        if not math.isnan(number):  # it would make a recipe unequal to itself
+            return number
+    raise mismatch(value, "a finite number")
 
 
 def read_str(value: Any, _: Any) -> str:
