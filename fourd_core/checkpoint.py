@@ -29,10 +29,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """
     own = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with atomic(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask leaves; safetensors may put a file of mode 600 in its place
         try:
             save_file(own, temporary, metadata=dict(metadata or {}))
         except SafetensorError as error:  # its OSErrors come wrapped, with the number in the text
             raise _as_os_error(error) from error
+        temporary.chmod(mode)
 
 
 def _as_os_error(error: Exception) -> Exception:

@@ -10,7 +10,7 @@ import torch
 from helpers import Fourd, with_lines
 from safetensors.torch import load_file
 
-from fourd_core.checkpoint import load_checkpoint, save_checkpoint
+from fourd_core.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from fourd_core.errors import WeightsError
 from fourd_core.jobs.train import TrainConfig, learning_rate
 from fourd_core.recipe import ComponentConfig, load_recipe
@@ -100,6 +100,12 @@ def test_checkpoints_carry_weights_optimiser_and_step(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(WeightsError, match="not a whole checkpoint"):
         load_checkpoint(path, dict(second.named_parameters()), again)
+
+
+def test_files_of_tensors_obey_the_umask(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    save_tensors(tmp_path / "w.safetensors", {"a": torch.ones(1)})
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
