@@ -16,11 +16,11 @@ _REASONS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.EFBIG: "the file grew over the size limit of this system or user",
-    errno.EROFS: "the file system is read-only; choose another folder with --out",
-    errno.EACCES: "no permission to write there; choose another folder with --out",
-    errno.EPERM: "no permission to write there; choose another folder with --out",
-    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder with --out",
-    errno.EEXIST: "a file of that name is in the way; choose another folder with --out",
+    errno.EROFS: "the file system is read-only; choose another folder (of a run: --out)",
+    errno.EACCES: "no permission to write there; choose another folder (of a run: --out)",
+    errno.EPERM: "no permission to write there; choose another folder (of a run: --out)",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder (of a run: --out)",
+    errno.EEXIST: "a file of that name is in the way; choose another folder (of a run: --out)",
 }
 
 
