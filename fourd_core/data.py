@@ -191,6 +191,10 @@ class Prediction:
         changed: dict[str, Any] = dict(tensors)
         return attrs.evolve(self, **changed)
 
+    def in_fp32(self: P) -> P:
+        """The same prediction in single precision."""
+        return self.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+
     def frames(self: P, start: int, stop: int) -> P:
         """The frames `start .. stop - 1` alone."""
         return self.map(lambda tensor: tensor[:, start:stop])

@@ -167,9 +167,32 @@ class Head(nn.Module, Component):
     def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
         """A prediction for every frame, in the pixels of `clip`; maps are `(b, t, channels, h, w)`."""
 
+    def check_use(self, use: Use) -> None:
+        """Find what would fail once a video is predicted, before anything is written.
+
+        Raises:
+            ValueError: what is wrong and which key mends it.
+        """
+
     def query_bytes(self, clip: Clip) -> int:
         """Working memory that one more point takes in `forward`, for choosing how many go through together."""
         return 0
+
+
+@attrs.frozen
+class Use:
+    """How a system is about to predict a video."""
+
+    heads: Mapping[str, Head]
+    """All of its heads by name."""
+    window: int
+    """Frames per window."""
+    stride: int
+    """Frames between the starts of two windows."""
+    long: bool
+    """Whether the video has more than one window."""
+    intrinsics: bool
+    """Whether the video's intrinsics are known."""
 
 
 class Memory(nn.Module, Component):
@@ -180,6 +203,9 @@ class Memory(nn.Module, Component):
     memory of a head that tracks is asked for each group of points by itself. States are tensors, numbers and None in
     dicts, lists and tuples, so that a killed run can go on with them.
     """
+
+    def check_use(self, use: Use) -> None:
+        """As `Head.check_use`."""
 
     @abstractmethod
     def initial(self, tokens: Tokens, clip: Clip) -> State:

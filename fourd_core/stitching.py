@@ -20,9 +20,11 @@ class Stitch:
 
     Attributes:
         partners: names of other heads that are joined by this rule together with its own, which replaces theirs.
+        needs_overlap: whether windows must share frames to be joined at all.
     """
 
     partners: tuple[str, ...] = ()
+    needs_overlap: bool = False
 
     def begin(self, name: str, window: Mapping[str, Prediction]) -> dict[str, Prediction]:
         """The first window of a video, as it shall stand."""
@@ -48,6 +50,8 @@ class Overwrite(Stitch):
 class AllButFirst(Stitch):
     """The later window counts, except for its first frame, about which it knows nothing: flow to a frame before it."""
 
+    needs_overlap = True
+
     def begin(self, name: str, window: Mapping[str, Prediction]) -> dict[str, Prediction]:
         """The video's first frame has no answer."""
         return {key: item.map(_without_first) for key, item in window.items()}
@@ -61,6 +65,8 @@ class AllButFirst(Stitch):
 
 class WhereLive(Stitch):
     """Tracks: the later window counts where its tracker speaks, the earlier one elsewhere."""
+
+    needs_overlap = True
 
     def join(
         self, name: str, window: Mapping[str, Prediction], before: Mapping[str, Prediction]

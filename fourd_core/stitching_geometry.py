@@ -40,6 +40,8 @@ class AffineDisparity(Stitch):
     What has no positive disparity afterwards gets depth 0. Source: L4P, inference on long videos.
     """
 
+    needs_overlap = True
+
     def join(
         self, name: str, window: Mapping[str, Prediction], before: Mapping[str, Prediction]
     ) -> dict[str, Prediction]:
@@ -52,6 +54,8 @@ class AffineDisparity(Stitch):
 
 class MedianScale(Stitch):
     """Depth: the scale is the median of the ratios in the shared frames."""
+
+    needs_overlap = True
 
     def join(
         self, name: str, window: Mapping[str, Prediction], before: Mapping[str, Prediction]
@@ -72,12 +76,14 @@ class JointSimilarity(Stitch):
     Source: L4P's public release, joint alignment of depth and cameras.
 
     Args:
-        depth: name of the head that predicts depth.
+        depth: name of the head that predicts depth, if any.
         share: part of the points that are compared.
     """
 
-    def __init__(self, depth: str = "depth", share: float = 0.1) -> None:
-        self.partners = (depth,)
+    needs_overlap = True
+
+    def __init__(self, depth: str | None = "depth", share: float = 0.1) -> None:
+        self.partners = () if depth is None else (depth,)
         self.share = share
 
     def join(
@@ -90,8 +96,8 @@ class JointSimilarity(Stitch):
         """
         cameras, stood = cast(Cameras, window[name]), cast(Cameras, before[name])
         shared = cameras.frames(0, stood.frame_count)
-        (partner,) = self.partners
-        if partner not in window:
+        partner = next(iter(self.partners), None)
+        if partner is None or partner not in window:
             similarity = similarity_of_poses(shared.world_from_cam, stood.world_from_cam)
             return {name: attrs.evolve(cameras, world_from_cam=similarity.poses(cameras.world_from_cam))}
         depth, depth_stood = _depth(window, partner), _depth(before, partner)

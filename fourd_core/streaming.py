@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fourd_core.data import Predictions, Queries
 from fourd_core.errors import RecipeError
-from fourd_core.interfaces import BackboneSpec, Head, Video
+from fourd_core.interfaces import BackboneSpec, Head, Memory, Use, Video
 from fourd_core.media.views import View, ViewConfig
 from fourd_core.placement import Pixels, in_video
 from fourd_core.recipe import Recipe
@@ -56,6 +56,30 @@ class StreamConfig:
         if stride > window:
             raise RecipeError(f"stride = {stride} exceeds the backbone's window of {window} frames; set window too")
         return window, stride
+
+
+def check_windows(system: System, video: Video, config: StreamConfig) -> None:
+    """Find what the windows of a video would make a head or a memory stumble over.
+
+    Raises:
+        RecipeError: what is wrong, by section and key.
+    """
+    window, stride = config.steps(system.backbone.spec)
+    heads = {name: cast(Head, head) for name, head in system.heads.items()}
+    use = Use(heads, window, stride, video.frame_count > window, video.intrinsics is not None)
+    for name, head in heads.items():
+        if use.long and stride == window and head.stitch.needs_overlap:
+            raise RecipeError(
+                f"[heads.{name}] is joined from window to window by the frames that two windows share, and with "
+                f"window = {window} and stride = {stride} there are none; choose a smaller stride"
+            )
+    parts: dict[str, Head | Memory] = {f"heads.{name}": head for name, head in heads.items()}
+    parts |= {f"memories.{name}": cast(Memory, memory) for name, memory in system.memories.items()}
+    for where, part in parts.items():
+        try:
+            part.check_use(use)
+        except ValueError as error:
+            raise RecipeError(f"[{where}] {error}") from error
 
 
 def stream_config(recipe: Recipe | None) -> StreamConfig:
@@ -214,14 +238,17 @@ class _Pass:
         device, states = self.system.device, position.states
         stitcher = Stitcher({name: cast(Head, self.system.heads[name]).stitch for name in self.heads})
         stitcher.restore(position.stitched)
+        frames = _Frames(video)
         for place in windows(video.frame_count, window, stride, position.start):
-            shot = _shot(video, place.start, window, queries)
+            shot = _shot(video, frames, place, window, queries)
             is_last = place.start + place.frames == video.frame_count
             shift = None if is_last else stride
             with torch.inference_mode():  # not around the `yield`: it would hold for the caller too
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
                     predictions, states = look(self.system, self.view, shot, states, shift, self.heads)
-                joined = stitcher.add(_in_fp32(predictions), stride)
+                # What half precision computed is joined in single precision.
+                exact = Predictions({name: item.in_fp32() for name, item in predictions.items()})
+                joined = stitcher.add(exact, stride)
                 after = Position(self.reverse, place.start + stride, states, stitcher.state)
                 part = self._finished(joined, place, following if is_last else after)
             yield part
@@ -243,21 +270,26 @@ class _Pass:
         return attrs.evolve(self.queries, frame=self.video.frame_count - 1 - self.queries.frame)
 
 
-def _in_fp32(predictions: Predictions) -> Predictions:
-    """What half precision computed is joined from window to window in single precision."""
+class _Frames:
+    """The frames of a video, window after window: those that two windows share are decoded once."""
 
-    def single(tensor: Tensor) -> Tensor:
-        return tensor.float() if tensor.is_floating_point() else tensor
+    def __init__(self, video: Video) -> None:
+        self._video = video
+        self._held: dict[int, UInt8[Tensor, "3 h w"]] = {}
 
-    return Predictions({name: item.map(single) for name, item in predictions.items()})
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "t 3 h w"]:
+        new = sorted({index for index in indices if index not in self._held})
+        held = {index: frame for index, frame in self._held.items() if index in indices}
+        self._held = held | (dict(zip(new, self._video.read(new), strict=True)) if new else {})
+        return torch.stack([self._held[index] for index in indices])
 
 
-def _shot(video: Video, start: int, window: int, queries: Queries | None) -> Shot:
+def _shot(video: Video, frames: _Frames, place: Window, window: int, queries: Queries | None) -> Shot:
     """A window as it was taken."""
-    indices = [mirrored(start + i, video.frame_count) for i in range(window)]
+    indices = [mirrored(place.start + i, video.frame_count) for i in range(window)]
     if queries is not None:
-        queries = attrs.evolve(queries, frame=queries.frame - start)
-    return Shot(video.read(indices), video.times(indices), video.intrinsics, queries)
+        queries = attrs.evolve(queries, frame=queries.frame - place.start)
+    return Shot(frames.read(indices), video.times(indices), video.intrinsics, queries, place.frames)
 
 
 def view_of(rule: ViewConfig, video_size: tuple[int, int], backbone: BackboneSpec) -> View:

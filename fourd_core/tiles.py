@@ -52,13 +52,15 @@ class Path(NamedTuple):
 class Shot(NamedTuple):
     """A window of a video as it was taken: in the video's own pixels, on the CPU.
 
-    `intrinsics` hold for all frames; the frames of `queries` count from the window's first.
+    `intrinsics` hold for all frames; the frames of `queries` count from the window's first. The video has the first
+    `real` frames; the others go back from its end.
     """
 
     frames: UInt8[Tensor, "t 3 h w"]
     times: Float[Tensor, " t"]
     intrinsics: Float[Tensor, "3 3"] | None
     queries: Queries | None
+    real: int
 
     def clip(self, view: View) -> Clip:
         """The window as a view shows it."""
@@ -94,14 +96,14 @@ def _refined(
     """
     clip = shot.clip(view)
     small = attrs.evolve(view.whole, video_size=view.size)
-    coarse = {name: in_video(_in_fp32(item), small, "video") for name, item in whole.items()}
+    coarse = {name: in_video(item.in_fp32(), small, "video") for name, item in whole.items()}
     blends = {name: _Blend(view, item) for name, item in coarse.items() if isinstance(item, Maps)}
     trails: dict[str, _Trails] = {}
     for name, item in coarse.items():
         if isinstance(item, Tracks):
             assert clip.queries is not None
             points = clip.queries.map(lambda tensor: tensor.to(system.device))
-            trails[name] = _Trails(view, item, points, Path(*before[name]) if name in before else None)
+            trails[name] = _Trails(view, item, points, shot.real, Path(*before[name]) if name in before else None)
     for number, tile in enumerate(view.tiles):
         queries = {name: chosen for name, trail in trails.items() if (chosen := trail.queries(number)) is not None}
         names = [*blends, *queries]
@@ -110,7 +112,7 @@ def _refined(
         part = _tile_of(clip, tile).to(system.device)
         tokens = system.encode(part.frames, heads=names)
         for name in names:
-            answer = _in_fp32(_afresh(system, name, tokens, attrs.evolve(part, queries=queries.get(name))))
+            answer = _afresh(system, name, tokens, attrs.evolve(part, queries=queries.get(name))).in_fp32()
             if isinstance(answer, Maps):
                 blends[name].add(tile, answer)
             else:
@@ -118,10 +120,6 @@ def _refined(
     finished: dict[str, Prediction] = {name: blend.finish() for name, blend in blends.items()}
     finished |= {name: trail.finish() for name, trail in trails.items()}
     return Predictions({**coarse, **finished}), {name: trail.path for name, trail in trails.items()}
-
-
-def _in_fp32(prediction: Prediction) -> Prediction:
-    return prediction.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
 
 def _tile_of(clip: Clip, tile: View) -> Clip:
@@ -217,10 +215,10 @@ class _Trails:
     """Tracks of a window, of one video: each point is followed again in the tile that suits it, from one sure place.
 
     The place is the user's, if it lies in this window; else the last one that a tile of the window before has shown, or
-    where the point is seen best.
+    where the point is seen best. Only the first `real` frames count, those that the video has.
     """
 
-    def __init__(self, view: TiledView, coarse: Tracks, queries: Queries, before: Path | None) -> None:
+    def __init__(self, view: TiledView, coarse: Tracks, queries: Queries, real: int, before: Path | None) -> None:
         self._view, self._coarse = view, coarse
         self._unit = coarse.xy.new_tensor(view.size[::-1]) / coarse.xy.new_tensor(view.tile[::-1])
         self.path = Path(coarse.xy.clone(), torch.zeros_like(coarse.live))
@@ -230,6 +228,7 @@ class _Trails:
             self.path.sharp[:, :count] = kept = before.sharp & self._near(before.xy, first)
             self.path.xy[:, :count] = torch.where(kept[..., None], before.xy, first)
         sure = torch.where(coarse.live, coarse.visibility, -1.0)
+        sure[:, real:] = -1.0
         late = 1 + torch.arange(sure.shape[1], device=sure.device)[:, None] / sure.shape[1]
         sure += late * (self.path.sharp & (sure > SEEN))
         self._frame, self._place, self._tile = self._starts(sure, queries)

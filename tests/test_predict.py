@@ -12,7 +12,7 @@ import torch
 import zarr
 from helpers import Fourd, shell_environment, with_lines, write_video
 
-from fourd_core.jobs.predict import size_of
+from fourd_core.jobs.place import size_of
 
 
 def test_a_killed_prediction_with_a_memory_ends_with_the_same_bits(

@@ -228,3 +228,18 @@ def test_where_nothing_is_seen_the_unit_stays_what_it_was() -> None:
     # The second pass meets nothing visible from frame 8 down to 4, and so knows no unit there.
     assert depth[4:8, 1].isnan().all()
     torch.testing.assert_close(depth[1:4, 1], torch.arange(1, 4).float(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_frames_that_windows_share_are_decoded_once(direction: str) -> None:
+    class Counted(Clock):
+        asked: list[int] = []  # noqa: RUF012 - of this test alone
+
+        def read(self, indices: Any) -> Any:
+            self.asked.extend(indices)
+            return super().read(indices)
+
+    video = Counted(21)
+    video.asked = []
+    list(stream(clock_system({"points": Follower(direction)}), video, VIEW, StreamConfig(), points(0)))
+    assert sorted(video.asked) == list(range(21))

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, cast
 
 import attrs
-import torch
-from torch import Tensor
 
 from fourd_core.data import Queries
 from fourd_core.errors import RecipeError, RunError
-from fourd_core.files import atomic, disk_errors, write_text
+from fourd_core.files import disk_errors, write_text
 from fourd_core.interfaces import Head, Video
 from fourd_core.jobs import Job
 from fourd_core.jobs.pictures import draw
+from fourd_core.jobs.place import Place
 from fourd_core.media.arrays import ArrayStore
 from fourd_core.media.exports import ExportFormat, check_formats, export_video
 from fourd_core.media.views import View
@@ -26,11 +24,8 @@ from fourd_core.progress import track
 from fourd_core.queries import queries_for
 from fourd_core.run_folder import Run
 from fourd_core.sinks import ArraySink
-from fourd_core.streaming import Position, StreamConfig, stream, view_of, window_count, windows_done
+from fourd_core.streaming import StreamConfig, check_windows, stream, view_of, window_count, windows_done
 from fourd_core.viewer.page import check_viser, page_path, write_viewer
-
-SAVE_SECONDS, SMALL = 60.0, 2**20
-"""A place to go on from is saved this often, or after every window where it takes fewer bytes than `SMALL`."""
 
 
 class PredictJob(Job):
@@ -44,7 +39,8 @@ class PredictJob(Job):
             raise RecipeError(f"[stages.{self.stage}] has nothing to predict: the data holds no video")
         if not self.system.heads:
             raise RecipeError(f"[stages.{self.stage}] has nothing to predict: the recipe has no [heads.NAME]")
-        self.config.steps(self.system.backbone.spec)
+        for video in self.videos.values():
+            check_windows(self.system, video, self.config)
         self._check_outputs()
         for video in self.videos.values():
             self._queries(video, self._view(video))
@@ -116,9 +112,9 @@ class PredictJob(Job):
 
     def _predict(self, run: Run, video: Video, view: View, store: ArrayStore, queries: Queries | None) -> None:
         config, name = self.config, PurePosixPath(video.name).name
-        place = _Place(store)
-        position = place.load(self.system.device)
         sink = ArraySink(store, view, config.pixels)
+        place = Place(store, sink)
+        position = place.load(self.system.device)
         parts = stream(self.system, video, view, config, queries, position)
         total = window_count(self.system, video.frame_count, config)
         done = windows_done(self.system, video.frame_count, config, position)
@@ -160,49 +156,6 @@ def _export(store: ArrayStore, video: Video, folder: Path, name: str, formats: t
 
 def _is_whole(view: View) -> bool:
     return view.corner == (0, 0) and view.resized == view.size
-
-
-class _Place:
-    """Where a killed run goes on in a video, beside the arrays that were finished until there."""
-
-    def __init__(self, store: ArrayStore) -> None:
-        self._store = store
-        self._path = store.folder.with_suffix(".position.pt")
-        self._saved = time.monotonic()
-
-    def load(self, device: torch.device) -> Position:
-        """The saved position, or the beginning."""
-        if not self._path.exists():
-            self._store.truncate(0)
-            return Position()
-        kept = torch.load(self._path, map_location=device, weights_only=True)
-        self._store.truncate(self._store.done if kept["reverse"] else kept["start"])
-        return Position(**kept)
-
-    def save(self, position: Position | None) -> None:
-        """Keep the position, unless it is large and one was saved a moment ago."""
-        if position is None:
-            return
-        kept = {field.name: getattr(position, field.name) for field in attrs.fields(Position)}
-        now = time.monotonic()
-        if size_of(kept) > SMALL and now - self._saved < SAVE_SECONDS:
-            return
-        self._store.commit()
-        with atomic(self._path) as temporary:
-            torch.save(kept, temporary)
-        self._saved = now
-
-    def forget(self) -> None:
-        """The video is finished."""
-        self._path.unlink(missing_ok=True)
-
-
-def size_of(state: Any) -> int:
-    """Bytes of all tensors in nested dicts, lists and tuples."""
-    if isinstance(state, Tensor):
-        return state.nbytes
-    items = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
-    return sum(size_of(item) for item in items)
 
 
 def named(videos: Iterable[Video]) -> dict[str, Video]:

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from fourd_core.data import Cameras, Clip, Tokens
 from fourd_core.errors import RecipeError
 from fourd_core.geometry import assumed_intrinsics, cameras_from_rays
-from fourd_core.interfaces import BackboneSpec
+from fourd_core.interfaces import BackboneSpec, Use
 from fourd_core.stitching import Overwrite
 from fourd_core.stitching_geometry import JointSimilarity
 from fourd_dpt3d.decoder3d import Factors
 from fourd_dpt3d.dense3d import UP_TO_SCALE, DecoderHead, HeadConfig
+
+UNKNOWN = (
+    'has intrinsics = "known", and nobody states them: give data.intrinsics = [fx, fy, cx, cy], or have them estimated '
+    'by intrinsics = "shared"'
+)
 
 
 class CameraRays(DecoderHead):
@@ -45,8 +50,8 @@ class CameraRays(DecoderHead):
         windows after the first, a guess (the shorter side as focal length, the axis through the middle)."""
         stitch: Literal["joint", "overwrite"] = "joint"
         """Bring each window's cameras and depth into the first one's world, or leave each window in its own."""
-        depth: str = "depth"
-        """Name of the depth head that is stitched jointly with this one."""
+        depth: str | None = "depth"
+        """Name of the depth head that is stitched jointly with this one; none: the cameras are joined alone."""
         point_share: float = attrs.field(default=0.1, validator=[attrs.validators.gt(0), attrs.validators.le(1)])
         """Part of the points of some shared frames by which two windows are joined."""
 
@@ -64,6 +69,17 @@ class CameraRays(DecoderHead):
         """A narrow decoder of few rays; the cameras of a fresh decoder's rays shake less the fewer they are."""
         return attrs.evolve(super().example(), ray_grid=4)
 
+    def check_use(self, use: Use) -> None:
+        """The depth head must be there, and intrinsics that shall be known, stated."""
+        name = self.camera_config.depth if self.camera_config.stitch == "joint" else None
+        if name is not None and (name not in use.heads or use.heads[name].kind != "depth"):
+            raise ValueError(
+                f'is stitched jointly with a depth head "{name}", and the recipe has none of that name; name one by '
+                'depth = "...", or join the cameras alone by depth = "none"'
+            )
+        if self.camera_config.intrinsics == "known" and not use.intrinsics:
+            raise ValueError(UNKNOWN)
+
     def forward(self, tokens: Tokens, clip: Clip) -> Cameras:
         """A camera for every frame, with the clip's intrinsics where it states them.
 
@@ -75,10 +91,7 @@ class CameraRays(DecoderHead):
             return self.cameras(rays, clip.size, intrinsics, self._assumed(clip))
         if intrinsics is None and self.camera_config.intrinsics == "known":
             if not clip.frames.is_meta:  # a recipe that is being checked
-                raise RecipeError(
-                    'a camera_rays head has intrinsics = "known", and nobody states them: give [data] '
-                    'intrinsics = [fx, fy, cx, cy], or have them estimated by intrinsics = "shared"'
-                )
+                raise RecipeError(f"a camera_rays head {UNKNOWN}")
             intrinsics = self._assumed(clip)
         return self.cameras(rays, clip.size, intrinsics)
 

@@ -190,7 +190,7 @@ def test_rotations_found_with_assumed_intrinsics() -> None:
 def test_intrinsics_that_must_be_known_and_are_not() -> None:
     poses, k = known_cameras()
     head = told(rays_from_cameras(k, poses, SIZE), intrinsics="known")
-    with pytest.raises(RecipeError, match=r"nobody states them.*\[data\] intrinsics = \[fx, fy, cx, cy\].*shared"):
+    with pytest.raises(RecipeError, match=r"nobody states them.*data\.intrinsics = \[fx, fy, cx, cy\].*shared"):
         head(NOTHING, clip_of(head.told))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fourd_core.data import Clip, Prediction, Queries, TokenMap, Tokens, Tracks
 from fourd_core.errors import RecipeError
-from fourd_core.interfaces import BackboneSpec, Head, Memory, PretrainedWeights, TapSpec
+from fourd_core.interfaces import BackboneSpec, Head, Memory, PretrainedWeights, TapSpec, Use
 from fourd_core.recipe import Location
 from fourd_sam_sparse.checkpoints import load_part, pretrained
 from fourd_sam_sparse.head import SamTrack
@@ -185,14 +185,23 @@ class TrackMemory(Chain):
             "history": self._kept(state, tokens, tracks, self._first_kept(tokens, shift)),
         }
 
+    def check_use(self, use: Use) -> None:
+        """Windows must be apart by whole tokens."""
+        if use.long and use.stride % self.spec.stride[0]:
+            raise ValueError(self._split(use.stride))
+
+    def _split(self, shift: int) -> str:
+        frames = self.spec.stride[0]
+        return (
+            f"hands on whole tokens, each of {frames} frames, and with stride = {shift} windows begin within one; "
+            f"set the predict stage's stride to a multiple of {frames}"
+        )
+
     def _first_kept(self, tokens: Tokens, shift: int) -> int:
         """The first token of the frames that the next window will see too."""
         frames, grid = self.spec.stride[0], tokens[self.tap].grid
         if shift % frames:
-            raise RecipeError(
-                f"stride = {shift}: a token stands for {frames} frames and the track memory hands on whole ones; set "
-                f"stride to a multiple of {frames}"
-            )
+            raise RecipeError(f"the track memory {self._split(shift)}")
         return min(shift // frames, grid.t) * grid.h * grid.w
 
     def _kept(self, state: State, tokens: Tokens, tracks: Tracks, start: int) -> dict[str, Tensor]:

@@ -199,7 +199,7 @@ def test_memories_differ(case: Any) -> None:
 
 
 def test_strides_that_divide_a_token(case: Any) -> None:
-    with pytest.raises(RecipeError, match=r"stride = 3: a token stands for 2 frames .* set stride to a multiple of 2"):
+    with pytest.raises(RecipeError, match=r"each of 2 frames, and with stride = 3 .* stride to a multiple of 2"):
         run(case, case.head(), case.memory(), case.queries(0), 3, 1)
     run(case, case.head(), case.memory(Chain), case.queries(0), 3, 2)  # hands on no tokens
 
