@@ -22,7 +22,7 @@ from benchmarks.saving import save
 ROOT = Path(__file__).parent.parent
 CLIP = ROOT / "examples/bigbuckbunny.mp4"
 HEIGHT = 180
-SMALL_CACHE = ("data.cache_mb=16", "threads=1", "stages.predict.pictures=2")
+COMMON = ("threads=1", "stages.predict.pictures=2")
 
 
 class Case(NamedTuple):
@@ -33,8 +33,8 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "lila_tiny": Case((132, 2640), ("data.pixels=64", *SMALL_CACHE)),
-    "l4p_tiny": Case((32, 2000), SMALL_CACHE),
+    "lila_tiny": Case((132, 2640), ("data.pixels=64", "data.cache_mb=16", *COMMON)),
+    "l4p_tiny": Case((32, 2000), COMMON),
 }
 
 
