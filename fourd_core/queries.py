@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+import operator
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import fsspec
+import numpy as np
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
@@ -43,28 +47,45 @@ def queries_for(config: QueriesConfig | None, video: Video, view: View) -> Queri
     return _checked(groups, video, view)
 
 
-def queries_from(points: Iterable[Iterable[float]] | Tensor | int, video: Video, view: View) -> Queries:
+def queries_from(points: Any, video: Video, view: View) -> Queries:
     """Points given in Python: rows of (frame, x, y), or an integer n for a grid of n x n in the first frame.
 
     Raises:
-        RecipeError: as `queries_for`.
+        RecipeError: as `queries_for`, or what is given is neither.
     """
-    if isinstance(points, int):
-        if points < 1:
-            raise RecipeError(f"queries = {points}: a grid has at least one point along each side")
-        return _checked([_grid(QueriesConfig(grid=points), video, view)], video, view)
-    rows = points if isinstance(points, Tensor) else [tuple(row) for row in points]
-    return _checked([Points(_rows(rows), "point {}".format)], video, view)
+    count = _grid_size(points)
+    if count is None:
+        return _checked([Points(_rows(points), "point {}".format)], video, view)
+    if count < 1:
+        raise RecipeError(f"queries = {count}: a grid has at least one point along each side")
+    return _checked([_grid(QueriesConfig(grid=count), video, view)], video, view)
 
 
-def _rows(points: Iterable[tuple[float, ...]] | Tensor) -> Float64[Tensor, "n 3"]:
-    if not isinstance(points, Tensor):
-        points = list(points)
-        if any(len(row) != 3 for row in points):
-            raise RecipeError("queries are rows of three numbers: frame, x, y")
-    rows = torch.as_tensor(points, dtype=torch.float64, device="cpu")
+def _grid_size(points: Any) -> int | None:
+    """The integer, of Python, numpy or torch; None where rows are given."""
+    if not isinstance(points, bool) and getattr(points, "ndim", 0) == 0:  # an array of one number is no row
+        with suppress(TypeError):
+            return operator.index(points)
+    return None
+
+
+def _rows(points: Any) -> Float64[Tensor, "n 3"]:
+    """Rows of frame, x, y; an array or tensor is taken as it is, without Python's numbers in between."""
+    try:
+        if isinstance(points, np.ndarray):
+            points = torch.from_numpy(points.astype(np.float64, order="C", casting="same_kind"))
+        elif not isinstance(points, Tensor):
+            points = [tuple(row) for row in points]
+            if any(len(row) != 3 for row in points):
+                raise RecipeError("queries are rows of three numbers: frame, x, y")
+        rows = torch.as_tensor(points, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        found = f"{type(points).__name__} ({error})"
+        raise RecipeError(
+            f"queries are rows of three numbers, frame, x, y, or an integer n for a grid of n x n; got {found}"
+        ) from error
     if rows.numel() and rows.shape[1:] != (3,):
-        raise RecipeError(f"queries are rows of three numbers, frame, x, y; got a tensor of {tuple(rows.shape)}")
+        raise RecipeError(f"queries are rows of three numbers, frame, x, y; got the shape {tuple(rows.shape)}")
     return rows.reshape(-1, 3)
 
 
@@ -89,7 +110,7 @@ def _frame_number(frame: int, video: Video) -> int:
     if not -count <= frame < count:
         raise RecipeError(
             f"[queries] frames: {frame} lies outside the video: {video.name} has the frames 0 to {count - 1} "
-            f"(or -{count} to -1)"
+            f"(or -{count} to -1); -1 is the last frame of any video"
         )
     return frame % count
 
@@ -116,7 +137,7 @@ def _inside(mask: str, xy: Float64[Tensor, "n 2"], video: Video) -> Bool[Tensor,
         picture = open_video(mask)
         bright = picture.read([0])[0].amax(0) > 0
     except MediaError as error:
-        raise RecipeError(f"[queries] mask: {error}") from error
+        raise RecipeError(f"[queries] mask: {mask} cannot be read as a picture ({error})") from error
     h, w = picture.size
     column = (xy[:, 0] * (w / video.size[1])).long().clamp(0, w - 1)
     row = (xy[:, 1] * (h / video.size[0])).long().clamp(0, h - 1)
@@ -126,24 +147,37 @@ def _inside(mask: str, xy: Float64[Tensor, "n 2"], video: Video) -> Bool[Tensor,
 def _read_points(location: str) -> Points:
     """Rows `frame,x,y` of a text file; a header and empty lines are skipped."""
     try:
-        with fsspec.open(location, "rt", encoding="utf-8") as handle:
+        with fsspec.open(location, "rt", encoding="utf-8-sig") as handle:
             lines = list(csv.reader(io.StringIO(handle.read())))
-    except (OSError, ValueError, ImportError) as error:
-        raise RecipeError(f"[queries] file: {location} cannot be read ({error})") from error
+    except (OSError, ValueError, ImportError, csv.Error) as error:
+        raise RecipeError(
+            f"[queries] file: {location} cannot be read as lines frame,x,y of three numbers ({error})"
+        ) from error
     numbers: list[int] = []
     rows: list[tuple[float, ...]] = []
     for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and _is_header(line)):
+            continue
         try:
-            frame, x, y = (float(item) for item in line)
+            frame, x, y = map(float, line)
         except ValueError:
-            if number == 1 or not line:
-                continue
+            found = ",".join(line)
             raise RecipeError(
-                f"[queries] file: row {number} of {location} is {','.join(line)!r}, expected three numbers: frame,x,y"
+                f"[queries] file: row {number} of {location} is {found if len(found) <= 60 else found[:57] + '...'!r}, "
+                "expected three numbers: frame,x,y"
             ) from None
         numbers.append(number)
         rows.append((frame, x, y))
     return Points(_rows(rows), lambda i: f"{location}, row {numbers[i]}")
+
+
+def _is_header(line: list[str]) -> bool:
+    """Whether no cell is a number, whichever sign parts the cells."""
+    for cell in re.split(r"[,;\s]+", ",".join(line)):
+        with suppress(ValueError):
+            float(cell)
+            return False
+    return True
 
 
 def _checked(groups: list[Points], video: Video, view: View) -> Queries:
