@@ -43,7 +43,8 @@ class PretrainedWeights:
     """Where a component's weights come from, for `fourd check` and a run's provenance."""
 
     location: str
-    """A path or URL, or `package:NAME/FILE` for a file that an installed package carries."""
+    """A path or URL, `weights:NAME` for what `fourd weights pull NAME` fetched, or `package:NAME/FILE` for a file that
+    an installed package carries."""
     licence: str
     source: str = ""
     """Who published them (a paper or a project)."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, NewType
 import attrs
 
 Location = NewType("Location", str)
-"""A path, a glob pattern or a URL (`s3://...`, `zip://a.mp4::b.zip`, `package:NAME/FILE`).
+"""A path, a glob pattern or a URL (`s3://...`, `zip://a.mp4::b.zip`), `package:NAME/FILE`, or `weights:NAME`.
 
 In a recipe a relative path is relative to the file that sets it, in a `--set` to the current folder; a loaded recipe
 holds absolute paths. A Config's own default must be absolute, a URL or a `package:` place, since no file sets it.
