@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import torch
 from jaxtyping import Float
@@ -32,7 +32,7 @@ States = dict[str, State]
 """The memories' states between two windows, by head name."""
 
 
-QueryPoints = Iterable[Iterable[float]] | Tensor | int | None
+QueryPoints = Iterable[Iterable[float]] | Tensor | SupportsIndex | None
 
 
 class NamedModules(nn.ModuleDict):
@@ -231,7 +231,7 @@ class System(nn.Module):
             limit_gb: how much memory the predictions may take.
         Raises:
             MediaError: the video cannot be read.
-            RecipeError: a query lies outside the video, or nobody named any.
+            RecipeError: a query lies outside the video, nobody named any, or no head tracks the given ones.
             RunError: the predictions would not fit into `limit_gb`.
         """
         from fourd_core.media.video import open_video
@@ -240,6 +240,11 @@ class System(nn.Module):
         from fourd_core.sinks import MemorySink
         from fourd_core.streaming import stream, stream_config, view_of, window_count
 
+        if queries is not None and not any(cast(Head, head).tracks for head in self.heads.values()):
+            raise RecipeError(
+                f"queries: no head of this recipe tracks points (it has: {', '.join(self.heads)}); leave queries "
+                "out, or add a head that does"
+            )
         source = open_video(str(video))
         self.eval()
         config = stream_config(self.recipe)

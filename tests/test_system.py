@@ -108,6 +108,8 @@ def test_load_and_predict_in_python(toy_recipe: Path, clip: Path) -> None:
         predictions.depth  # noqa: B018
     with pytest.raises(RunError, match="predict stage"):
         system.predict(clip, limit_gb=1e-6)
+    with pytest.raises(RecipeError, match=r"no head of this recipe tracks points \(it has: value\); leave queries out"):
+        system.predict(clip, queries=3)
 
 
 def test_a_run_folder_loads_with_its_trained_weights(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
