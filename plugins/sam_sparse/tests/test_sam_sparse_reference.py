@@ -90,7 +90,7 @@ def outputs(count: str = "track_2d_{}_est_bn{}t") -> tuple[str, str, str]:
 @torch.no_grad()
 def test_prompts_and_positions(head: SamTrack, stored: dict[str, Tensor]) -> None:
     positions = head.prompt_encoder.positions(GRID, torch.device("cpu"))
-    torch.testing.assert_close(positions, stored["dbg/dense_pe"][0].flatten(1).T, atol=1e-6, rtol=0)
+    torch.testing.assert_close(positions[:, ::4], stored["dbg/dense_pe"][0].flatten(1).T, atol=1e-6, rtol=0)
     sparse = head.prompt_encoder(*prompts(stored))
     torch.testing.assert_close(sparse, stored["dbg/sparse_embeddings"], atol=1e-6, rtol=0)
 
@@ -130,7 +130,7 @@ def test_labels_and_features(head: SamTrack, memory: TrackMemory, stored: dict[s
     assert_close(memory.prompt_feature_linear_layer(feature), stored[where.format("prompt_features_bnc")][0])
     weight, bias = memory.processed_video_features_proj.weight.mT, memory.processed_video_features_proj.bias
     history = written.linear(weight, bias).on(shared.base[None] @ Written.through(weight, written.norms))
-    assert_close(history[:2], stored[where.format("enc_features_with_track_history_bnpc")][0])
+    assert_close(history[:2, ::4], stored[where.format("enc_features_with_track_history_bnpc")][0])
 
 
 @torch.no_grad()
@@ -170,7 +170,7 @@ def check_what_is_given(stored: dict[str, Tensor], number: int, seen: Tokens, qu
         history = few.on(queries.recalled["base"][0])
         assert history.shape == (8, 64, 96)
         tokens[:64] += history[0]
-    assert_close(tokens, stored[f"trace/w{number}/tokens_in_n0"][0])
+    assert_close(tokens[::4], stored[f"trace/w{number}/tokens_in_n0"][0])
 
 
 def test_heat_maps(stored: dict[str, Tensor]) -> None:
