@@ -63,7 +63,7 @@ def test_rays_of_cameras(stored: dict[str, Tensor], intrinsics: Tensor) -> None:
     close(inverse(relative), matrices(stored["out/cam_T_ref"]))
     close(rays_from_cameras(intrinsics, relative, SIZE), frames_first(stored["out/rays"]))
     in_world = rays_from_cameras(intrinsics, world_from_cam, SIZE, grid=(12, 20))
-    close(in_world, frames_first(stored["out/rays_world_12x20"]))
+    close(in_world[:, ::2], frames_first(stored["out/rays_world_12x20"]))
 
 
 @pytest.mark.parametrize(("kind", "rays"), [("clean", "out/rays"), ("noisy", "in/noisy_rays")])
@@ -90,7 +90,7 @@ def test_intrinsics_of_rays(stored: dict[str, Tensor], kind: str, rays: str, min
 def test_points_of_depth_and_of_tracks(stored: dict[str, Tensor], intrinsics: Tensor) -> None:
     pose = matrices(stored["in/pose"])
     theirs = stored["out/point_map"].permute(0, 2, 3, 4, 1)
-    close(point_maps(stored["in/depth"][:, 0], intrinsics, pose), theirs)
+    close(point_maps(stored["in/depth"][:, 0], intrinsics, pose)[:, ::2], theirs)
     # For tracks the reference takes positions with centres at +0.5 and intrinsics with integer ones.
     xy, depth = stored["in/track_xy"].permute(0, 3, 1, 2), stored["in/track_z"][:, :, 0].transpose(1, 2)
     mixed_up = matrices(stored["in/intrinsics"])[..., :3, :3]
