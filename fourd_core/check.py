@@ -51,7 +51,8 @@ def check_recipe(recipe: Recipe) -> None:
     console.print(_shapes(system, view, recipe))
     for where, weights in named_weights(system):
         console.print(
-            f"weights of {where}: {weights.location} [{weights.licence}], {_presence(weights)}", highlight=False
+            f"weights of {where}: {cache.shown(weights.location)} [{weights.licence}], {_presence(weights)}",
+            highlight=False,
         )
     for name, stage in recipe.stages.items():
         console.print(f"stage {name}: {stage.job}")

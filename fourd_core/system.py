@@ -23,6 +23,7 @@ from fourd_core.media.views import ViewConfig
 from fourd_core.randomness import seeded
 from fourd_core.tracking import track
 from fourd_core.weights import describe_checkpoint, load_weights, read_state_dict, sha256_of
+from fourd_core.weights.cache import shown
 from fourd_core.weights.convert import for_recipe
 
 if TYPE_CHECKING:
@@ -201,8 +202,8 @@ class System(nn.Module):
         given = {name: _below(f"{name}.", state) for name in parts}
         if not any(given.values()):
             raise WeightsError(
-                f"{location} has nothing for this recipe: {describe_checkpoint(state)}, and its tensors must be named "
-                f"after the recipe's parts ({', '.join(parts)}), as in the weights that a training stage leaves"
+                f"{shown(location)} has nothing for this recipe: {describe_checkpoint(state)}, and its tensors must be "
+                f"named after the recipe's parts ({', '.join(parts)}), as in the weights that a training stage leaves"
             )
         for name, own in given.items():
             if own:
@@ -291,7 +292,7 @@ def _load_pretrained(components: Mapping[str, Component]) -> None:
         weights = component.pretrained()
         if weights is not None and weights.sha256 is not None and sha256_of(weights.location) != weights.sha256:
             raise WeightsError(
-                f"[{where}] {weights.location} is not the published file: its SHA-256 is not {weights.sha256}; "
+                f"[{where}] {shown(weights.location)} is not the published file: its SHA-256 is not {weights.sha256}; "
                 "install or fetch it again"
             )
         component.load_pretrained()
@@ -327,7 +328,9 @@ def _load_named_weights(system: System, recipe: Recipe) -> None:
     fresh = set.intersection(*left)
     own = sorted(name for name in fresh if _component(system, name).pretrained() is None)
     if own:
-        sys.stderr.write(f"note: {' and '.join(locations)} has nothing for {', '.join(own)}, which starts untrained\n")
+        sys.stderr.write(
+            f"note: {' and '.join(map(shown, locations))} has nothing for {', '.join(own)}, which starts untrained\n"
+        )
 
 
 def _component(system: System, name: str) -> Component:

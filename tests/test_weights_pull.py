@@ -299,6 +299,25 @@ def test_passwords_are_not_kept(place: Place, content: bytes) -> None:
     assert "secret" not in refusal("memory://me:secret@host/absent.ckpt")
 
 
+def test_keys_in_addresses_are_not_kept(place: Place, server: FileServer, content: bytes) -> None:
+    """And an address that was signed anew in between is gone on with, where the server tells the file's version."""
+    place.install()
+    for tags in (True, False):
+        server.tags = tags
+        for number, query in enumerate(("?X-Amz-Signature=hidden1", "?X-Amz-Signature=hidden2")):
+            server.files[f"/{FILE}{query}"] = content
+            server.faults = [Fault(cut=5000), *[Fault(status=500)] * 4] if number == 0 else []
+            del server.requests[:]
+            if number == 0:
+                assert "hidden" not in refusal(f"{server.url}/{FILE}{query}#hidden")
+                assert "hidden" not in (place.folder / f"{FILE}.part.json").read_text()
+            else:
+                assert pull(find("l4p"), f"{server.url}/{FILE}{query}").read_bytes() == content
+        assert server.asked_ranges == ["bytes=5000-" if tags else ""]
+    assert json.loads((place.folder / f"{FILE}.json").read_text())["source"] == f"{server.url}/{FILE}"
+    assert "hidden" not in refusal("http://host/a b?token=hidden hidden") + refusal(f"{server.url}/x?token=hidden")
+
+
 def test_hugging_face_without_its_package(place: Place) -> None:
     if importlib.util.find_spec("huggingface_hub"):
         pytest.skip("huggingface_hub is installed")

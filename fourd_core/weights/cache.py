@@ -26,7 +26,7 @@ class Manifest:
     name: str
     plugin: str
     source: str
-    """Where it was fetched from, without passwords."""
+    """Where it was fetched from, as `shown`."""
     sha256: str
     checked: str
     """What the SHA-256 was compared with: "published", "given" (--sha256) or "nothing"."""
@@ -119,6 +119,11 @@ def resolve(reference: str) -> Path:
     return path
 
 
-def without_password(location: str) -> str:
-    """A location as it may be shown and kept."""
-    return re.sub(r"(?<=://)[^/@]*@", "", location)
+def shown(location: str) -> str:
+    """A location as it may be shown and kept: a URL without password, query and fragment, which may hold keys."""
+    return re.sub(r"(://[^?#]*)[?#].*", r"\1", re.sub(r"(?<=://)[^/]*@", "", location))
+
+
+def without_secrets(text: str) -> str:
+    """A message of somebody else, with every URL in it as `shown`."""
+    return re.sub(r"\w+://[^\s'\"]+", lambda found: shown(found[0]), text)

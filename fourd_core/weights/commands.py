@@ -158,10 +158,10 @@ def _about_file(location: str) -> Iterator[str]:
     from fourd_core.weights.locations import local_file
 
     with local_file(location) as path:
-        contents = look_into(path, location)
+        contents = look_into(path, cache.shown(location))
         size, beside = path.stat().st_size, [cache.manifest_path(path), path.with_name("manifest.json")]
     looks = families(contents.tensors)
-    yield f"{'file':13}{location}"
+    yield f"{'file':13}{cache.shown(location)}"
     yield f"{'format':13}{contents.format}, {readable(size)}"
     yield f"{'tensors':13}{len(contents.tensors):,} with {contents.parameters:,} numbers"
     yield f"{'types':13}{', '.join(f'{name} ({count})' for name, count in contents.dtypes.items())}"

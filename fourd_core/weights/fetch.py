@@ -22,7 +22,7 @@ import attrs
 
 from fourd_core.errors import WeightsError
 from fourd_core.progress import track
-from fourd_core.weights.cache import part_path, without_password
+from fourd_core.weights.cache import part_path, shown, without_secrets
 from fourd_core.weights.formats import HEAD, format_of, what_instead
 from fourd_core.weights.sources import Interruption, Stream, open_stream
 
@@ -54,7 +54,7 @@ def fetch(
     """
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with _Part(part_path(target), without_password(location)) as part:
+    with _Part(part_path(target), location) as part:
         _complete(part, location, size)
         receipt = Receipt(part.digest.hexdigest(), part.size)
         if sha256 not in (None, receipt.sha256):
@@ -121,7 +121,9 @@ def _chunks(stream: Stream) -> Iterator[bytes]:
             yield error.partial
             raise Interruption("the connection broke") from error
         except Exception as error:  # every file system has exceptions of its own
-            raise Interruption(f"the connection broke ({error or type(error).__name__})") from error
+            raise Interruption(
+                f"the connection broke ({without_secrets(str(error)) or type(error).__name__})"
+            ) from error
         if not chunk:
             return
         yield chunk
@@ -131,15 +133,16 @@ class _Part:
     """The file that grows, of one process at a time.
 
     Attributes:
-        source: where it comes from, without passwords.
+        source: where it comes from, as it may be shown.
         size: bytes that are here.
         expected: bytes of the whole file, where they are known.
         version: which version of the file at the source it is.
         digest: of the bytes that are here.
     """
 
-    def __init__(self, path: Path, source: str) -> None:
-        self.path, self.source = path, source
+    def __init__(self, path: Path, location: str) -> None:
+        self.path, self.source = path, shown(location)
+        self._address = hashlib.sha256(location.encode()).hexdigest()
         self._note = path.with_name(f"{path.name}.json")
         with _writing(path):
             self._handle = path.open("a+b")
@@ -157,8 +160,10 @@ class _Part:
         self._handle.seek(0)
         self.digest = hashlib.file_digest(self._handle, "sha256")
         self.size = self._handle.tell()
-        # Without a version or a size nobody can say whether the rest would fit.
-        if note.get("source") != source or not (self.version or self.expected):
+        # A file with a version may be continued from an address that was signed anew. One without must have the very
+        # same address and a known size, or nobody can say whether the rest would fit.
+        same = self.expected is not None and note.get("address") == self._address
+        if note.get("source") != self.source or not (self.version or same):
             self._empty()
 
     def __enter__(self) -> _Part:
@@ -192,7 +197,7 @@ class _Part:
                 f"free in {self.path.parent}; set FOURD_WEIGHTS to a folder on another disk"
             )
         with _writing(self._note):
-            note = {"source": self.source, "version": self.version, "size": self.expected}
+            note = {"source": self.source, "address": self._address, "version": self.version, "size": self.expected}
             self._note.write_text(json.dumps(note), encoding="utf-8")
 
     def append(self, data: bytes) -> None:

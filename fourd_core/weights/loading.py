@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from fourd_core.errors import WeightsError
+from fourd_core.weights.cache import shown
 from fourd_core.weights.describe import families
 
 _SHOWN = 3
@@ -38,10 +39,8 @@ def load_weights(
     ]
     if any(problems):
         raise WeightsError(
-            f"the checkpoint {location} does not fit this network ({type(module).__name__}, {len(own)} tensors): "
-            + "; ".join(filter(None, problems))
-            + ". "
-            + (advice or _advice(given))
+            f"the checkpoint {shown(location)} does not fit this network ({type(module).__name__}, {len(own)} "
+            "tensors): " + "; ".join(filter(None, problems)) + ". " + (advice or _advice(given))
         )
     module.load_state_dict(given, strict=False)  # copies into the tensors that are there, which keep their dtype
 

@@ -34,7 +34,7 @@ def pull(known: Known, location: str | None = None, sha256: str | None = None) -
     def note(receipt: Receipt) -> None:
         checked = "published" if asset.sha256 else "given" if sha256 else "nothing"
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        source, licence = cache.without_password(origin), asset.terms
+        source, licence = cache.shown(origin), asset.terms
         facts = Manifest(
             asset.name, known.distribution, source, receipt.sha256, checked, receipt.size, licence, fetched=now
         )

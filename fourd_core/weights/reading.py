@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fourd_core.errors import WeightsError
+from fourd_core.weights.cache import shown
 from fourd_core.weights.formats import HEAD, Format, format_of, what_instead
 from fourd_core.weights.locations import local_file
 
@@ -30,8 +31,8 @@ def read_state_dict(location: str) -> dict[str, Tensor]:
         WeightsError: missing, empty, damaged, not a checkpoint, a pickle that holds more than tensors, NaN or infinite.
     """
     with local_file(location) as path:
-        state = read_tensors(path, location)
-    check_finite(state, location)
+        state = read_tensors(path, shown(location))
+    check_finite(state, shown(location))
     return state
 
 

@@ -20,7 +20,7 @@ import fsspec
 
 from fourd_core import __version__
 from fourd_core.errors import WeightsError
-from fourd_core.weights.cache import without_password
+from fourd_core.weights.cache import shown, without_secrets
 from fourd_core.weights.locations import refuse_offline, why
 
 Response = http.client.HTTPResponse | urllib.error.HTTPError
@@ -107,7 +107,7 @@ def _version(headers: Message) -> str:
 
 
 def _answer(request: urllib.request.Request) -> Response:
-    shown = without_password(request.full_url)
+    address = shown(request.full_url)
     try:
         response: Response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -118,12 +118,14 @@ def _answer(request: urllib.request.Request) -> Response:
             raise Interruption(f"the server answers {error.code} ({error.reason})") from error
         login = ", where a login or a consent may be needed" if error.code in (401, 403) else ""
         raise WeightsError(
-            f"cannot fetch {shown}: the server answers {error.code} ({error.reason}); check the address{login}"
+            f"cannot fetch {address}: the server answers {error.code} ({error.reason}); check the address{login}"
         ) from error
     except (OSError, http.client.RemoteDisconnected) as error:
         raise Interruption(str(getattr(error, "reason", error)) or type(error).__name__) from error
+    except http.client.InvalidURL as error:  # which may name a part that must not be shown
+        raise WeightsError(f"cannot fetch {address}: that is no web address; check the address") from error
     except (ValueError, http.client.HTTPException) as error:
-        raise WeightsError(f"cannot fetch {shown}: {error}; check the address") from error
+        raise WeightsError(f"cannot fetch {address}: {without_secrets(str(error))}; check the address") from error
     return response
 
 
@@ -136,6 +138,6 @@ def _by_fsspec(location: str, start: int, version: str, _expected: int | None) -
         granted = start if now == version and handle.seekable() else 0
         handle.seek(granted)
     except Exception as error:  # every file system has exceptions of its own
-        raise WeightsError(f"cannot fetch {without_password(location)}: {why(location, error)}") from error
+        raise WeightsError(f"cannot fetch {shown(location)}: {why(location, error)}") from error
     with handle:
         yield Stream(handle, granted, size, now)
