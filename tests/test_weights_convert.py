@@ -21,7 +21,7 @@ from fourd_core import __version__
 from fourd_core.errors import FourdError, WeightsError
 from fourd_core.weights import describe_checkpoint, load_weights, read_state_dict
 from fourd_core.weights.assets import Known, find
-from fourd_core.weights.convert import convert, separated
+from fourd_core.weights.convert import convert, licence_of, separated
 from fourd_core.weights.describe import families, key_tree, look_into
 
 L4P = {"name": "l4p", "summary": "L4P", "file_name": "l4p_v1.ckpt", "licence": "CC-BY-NC-SA-4.0", "noncommercial": True,
@@ -158,6 +158,16 @@ def test_members_of_an_archive_are_never_written(l4p: Known, tmp_path: Path) -> 
         else:
             assert read_state_dict(str(path)).keys() == l4p_state().keys()
         assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("metadata", ["hello", "[1]", '"hello"', "3", "null", '{"licence": null}', "{}"])
+def test_a_licence_that_nobody_states(metadata: str, l4p: Known, tmp_path: Path) -> None:
+    save_file(separated(l4p_state()), tmp_path / "known", {"fourd": metadata})
+    save_file({"x": torch.zeros(1)}, tmp_path / "unknown", {"fourd": metadata})
+    assert licence_of(str(tmp_path / "known")) == l4p.asset.terms
+    assert licence_of(str(tmp_path / "unknown")) == "as the run that trained it says"
+    save_file({"x": torch.zeros(1)}, tmp_path / "stated", {"fourd": '{"licence": "MIT"}'})
+    assert licence_of(str(tmp_path / "stated")) == "MIT"
 
 
 def test_families(l4p: Known) -> None:

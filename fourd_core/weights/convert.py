@@ -16,6 +16,7 @@ from fourd_core.checkpoint import save_tensors
 from fourd_core.errors import FourdError, WeightsError
 from fourd_core.files import write_json
 from fourd_core.weights.assets import Known, WeightsAsset, all_assets
+from fourd_core.weights.cache import shown
 from fourd_core.weights.describe import describe_checkpoint, has_signature, look_into
 from fourd_core.weights.locations import local_file, sha256_of
 from fourd_core.weights.reading import check_finite, read_state_dict, read_tensors
@@ -37,6 +38,7 @@ def convert(known: Known, location: str, folder: Path) -> Path:
     target = folder / f"{asset.name}.safetensors"
     _refuse_other_contents(folder, asset)
     with local_file(location) as path:
+        location = shown(location)
         state = read_tensors(path, location)
         file_name = path.name if location.startswith("weights:") else location.rpartition("/")[2]
         file_hash = sha256_of(str(path))
@@ -73,17 +75,25 @@ def for_recipe(location: str) -> dict[str, Tensor]:
     for known in all_assets()[0]:
         asset = known.asset
         if asset.convert is not None and asset.signature and has_signature(asset, state):
-            return _translated(asset, state, location)
+            return _translated(asset, state, shown(location))
     return state
 
 
 def licence_of(location: str) -> str:
     """Under which licence a recipe's weights are, as far as the file or its keys tell."""
     with local_file(location) as path:
-        contents = look_into(path, location)
-    facts = json.loads(contents.metadata.get("fourd", "{}"))
+        contents = look_into(path, shown(location))
     known = [item.asset.terms for item in all_assets()[0] if has_signature(item.asset, contents.tensors)]
-    return str(facts.get("licence") or next(iter(known), "as the run that trained it says"))
+    return _stated_licence(contents.metadata) or next(iter(known), "as the run that trained it says")
+
+
+def _stated_licence(metadata: Mapping[str, str]) -> str:
+    """What `convert` wrote into a file; empty where the metadata are somebody else's."""
+    try:
+        facts: Any = json.loads(metadata.get("fourd", "{}"))
+    except ValueError:
+        return ""
+    return str(facts.get("licence") or "") if isinstance(facts, dict) else ""
 
 
 def separated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
