@@ -19,6 +19,8 @@ from fourd_core import registry
 from fourd_core.interfaces import Component, PretrainedWeights
 from fourd_core.recipe import ComponentConfig, Recipe
 from fourd_core.system import System
+from fourd_core.weights import sha256_of
+from fourd_core.weights.cache import shown
 from fourd_core.weights.convert import licence_of
 
 
@@ -82,10 +84,13 @@ def named_weights(system: System) -> list[tuple[str, PretrainedWeights]]:
 
 
 def _weights(system: System, recipe: Recipe) -> list[dict[str, Any]]:
-    rows = [{"component": where, **attrs.asdict(weights)} for where, weights in named_weights(system)]
+    rows = [
+        {"component": where, **attrs.asdict(weights), "location": shown(weights.location)}
+        for where, weights in named_weights(system)
+    ]
     named = {"weights": recipe.weights, "trained": recipe.trained}
     return rows + [
-        {"component": key, "location": location, "licence": licence_of(location)}
+        {"component": key, "location": shown(location), "licence": licence_of(location), "sha256": sha256_of(location)}
         for key, location in named.items()
         if location is not None
     ]

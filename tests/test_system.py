@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import Fourd, with_lines
 from safetensors.torch import save_file
+from weights_parts import FileServer
 
 import fourd_core as fourd
 from fourd_core.data import Clip
 from fourd_core.errors import RecipeError, RunError, WeightsError
+from fourd_core.provenance import new_record
 from fourd_core.recipe import load_recipe
 from fourd_core.system import System, build_system
 
@@ -121,6 +125,28 @@ def test_a_run_folder_loads_with_its_trained_weights(fourd: Fourd, toy_recipe: P
     by_weights = load(toy_recipe, [f"weights={tmp_path}/a/train/weights.safetensors"])
     assert torch.equal(by_weights.untrained().heads["value"].linear.weight, trained.heads["value"].linear.weight)
     assert torch.equal(trained.heads["value"].linear.weight, by_weights.heads["value"].linear.weight)
+
+
+def test_weights_behind_a_url_are_fetched_once(toy_recipe: Path, tmp_path: Path, capsys: Any) -> None:
+    state = build_system(load_recipe(toy_recipe)).trained_state()
+    save_file({key: value + 1 for key, value in state.items()}, tmp_path / "mine.safetensors")
+    content = (tmp_path / "mine.safetensors").read_bytes()
+    with FileServer(mine__safetensors=content) as server:
+        server.files["/mine.safetensors?token=hidden"] = content
+        recipe = load_recipe(toy_recipe, [f"weights={server.url}/mine.safetensors?token=hidden"])
+        system = build_system(recipe)
+        times = len(server.requests)
+        again, record = system.untrained(), new_record(recipe, [], system)
+        assert len(server.requests) == times
+    for key, value in state.items():
+        assert torch.equal(system.trained_state()[key], value + 1) and torch.equal(
+            again.trained_state()[key], value + 1
+        )
+    assert record["weights"] == [{
+        "component": "weights", "location": f"{server.url}/mine.safetensors",
+        "licence": "as the run that trained it says", "sha256": hashlib.sha256(content).hexdigest(),
+    }]  # fmt: skip
+    assert capsys.readouterr().err.count("note: fetching http") == 1
 
 
 def test_weights_are_given_part_by_part(toy_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,6 +129,16 @@ def test_http(tmp_path: Path, web: str) -> None:
     assert "500" in refusal(f"{web}/broken.safetensors")
 
 
+@pytest.mark.parametrize("place", ["tiny.safetensors", "absent.safetensors", "broken.safetensors", ":bad port/x"])
+def test_keys_in_addresses_are_not_shown(place: str, tmp_path: Path, web: str, capsys: Any) -> None:
+    (tmp_path / "tiny.safetensors").write_text("no checkpoint")
+    address = web.replace("://", "://me:hidden@") + f"/{place}"
+    with pytest.raises(WeightsError) as caught:
+        read_state_dict(f"{address}?X-Amz-Signature=hidden#hidden")
+    assert f"{web}/{place}"[:25] in str(caught.value)
+    assert "hidden" not in str(caught.value) + capsys.readouterr().err
+
+
 def test_a_protocol_without_its_package() -> None:
     if importlib.util.find_spec("pyarrow"):
         pytest.skip("pyarrow is installed")

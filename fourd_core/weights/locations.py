@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import importlib.resources
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import fsspec
@@ -36,7 +39,7 @@ def sha256_of(location: str) -> str:
 
 @contextmanager
 def local_file(location: str) -> Iterator[Path]:
-    """The file as a local path; one that lies elsewhere is copied for as long as it is needed.
+    """The file as a local path; one on another machine is fetched once by each process, which keeps it to its end.
 
     Raises:
         WeightsError: it is missing, not fetched yet, or cannot be reached.
@@ -46,18 +49,39 @@ def local_file(location: str) -> Iterator[Path]:
             yield _existing(path, location)
     elif location.startswith("weights:"):
         yield cache.resolve(location.removeprefix("weights:"))
-    elif "://" in location or "::" in location:
+    elif is_remote(location):
         refuse_offline(location)
+        yield _fetched(location)
+    elif "://" in location or "::" in location:
         with tempfile.TemporaryDirectory(prefix="fourd-") as folder:
-            path = Path(folder) / "weights"
-            try:
-                with fsspec.open(location, "rb") as source, path.open("wb") as target:
-                    shutil.copyfileobj(source, target)
-            except Exception as error:  # every file system has exceptions of its own
-                raise WeightsError(f"cannot read the weights {location}: {why(location, error)}") from error
-            yield path
+            yield _copied(location, Path(folder))
     else:
         yield _existing(Path(location).expanduser(), location)
+
+
+@functools.cache
+def _fetched(location: str) -> Path:
+    """A copy that lasts as long as this process: a run reads the weights of its recipe more than once."""
+    sys.stderr.write(f"note: fetching {cache.shown(location)} for this run only; fourd weights pull keeps weights\n")
+    with ExitStack() as stack:
+        path = _copied(location, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fourd-"))))
+        atexit.register(stack.pop_all().close)
+    return path
+
+
+def _copied(location: str, folder: Path) -> Path:
+    path = folder / "weights"
+    try:
+        with fsspec.open(location, "rb") as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    except Exception as error:  # every file system has exceptions of its own
+        raise WeightsError(f"cannot read the weights {cache.shown(location)}: {why(location, error)}") from error
+    return path
+
+
+def is_remote(location: str) -> bool:
+    """Whether a connection is opened to read it."""
+    return bool(set(re.findall(r"([\w+.-]+)://", location)) - _ON_THIS_MACHINE)
 
 
 def refuse_offline(location: str) -> None:
@@ -68,9 +92,10 @@ def refuse_offline(location: str) -> None:
     """
     if os.environ.get("FOURD_OFFLINE", "").lower() in ("", "0", "false", "no"):
         return
-    if set(re.findall(r"([\w+.-]+)://", location)) - _ON_THIS_MACHINE:
+    if is_remote(location):
         raise WeightsError(
-            f"{location} is not fetched: FOURD_OFFLINE forbids connections; unset it, or give a file on this machine"
+            f"{cache.shown(location)} is not fetched: FOURD_OFFLINE forbids connections; unset it, or give a "
+            "file on this machine"
         )
 
 
@@ -81,11 +106,11 @@ def why(location: str, error: Exception) -> str:
     if isinstance(error, ImportError):
         return missing_package(location, error)
     if not isinstance(error, FileNotFoundError):
-        return f"{error or type(error).__name__}; check the address"
+        return f"{cache.without_secrets(str(error)) or type(error).__name__}; check the address"
     if error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError):
         return "there is no such file; check the address"
-    # Over http, whatever goes wrong is a file that is not found.
-    return f"there is no such file, or it cannot be reached ({error.__cause__}); check the address"
+    reason = cache.without_secrets(str(error.__cause__))  # over http, whatever goes wrong is a file that is not found
+    return f"there is no such file, or it cannot be reached ({reason}); check the address"
 
 
 @contextmanager
