@@ -235,9 +235,12 @@ def test_no_points_in_python() -> None:
 def test_many_points_take_no_time() -> None:
     rows = torch.rand(100_000, 3, dtype=torch.float64) * torch.tensor([0.0, 128, 96])
     for given in (rows, rows.numpy()):
-        start = time.perf_counter()
-        found = queries_from(given, VIDEO, WHOLE)
-        assert time.perf_counter() - start < 0.1
+        seconds = []
+        for _ in range(3):  # the machine may be busy
+            start = time.perf_counter()
+            found = queries_from(given, VIDEO, WHOLE)
+            seconds.append(time.perf_counter() - start)
+        assert min(seconds) < 0.1
         torch.testing.assert_close(found.xy[0], rows[:, 1:].float(), rtol=0, atol=0)
 
 
