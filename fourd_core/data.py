@@ -244,6 +244,10 @@ class Cameras(Prediction):
         return "px" if field == "intrinsics" else self.unit
 
 
+VISIBLE = 0.5
+"""The probability of being seen from which a tracked point counts as visible."""
+
+
 @attrs.frozen(eq=False)
 class Tracks(Prediction):
     """Where each queried point is in each frame.

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fourd_core.data import Cameras, Maps, Prediction, Predictions, Tracks
+from fourd_core.data import VISIBLE, Cameras, Maps, Prediction, Predictions, Tracks
 from fourd_core.errors import RunError
 from fourd_core.geometry import track_points
 from fourd_core.media.arrays import ArrayStore
@@ -23,9 +23,6 @@ from fourd_core.media.views import View
 from fourd_core.placement import Pixels
 from fourd_core.stitching import where_live
 from fourd_core.streaming import Finished
-
-SEEN = 0.5
-"""Probability from which a tracked point counts as visible."""
 
 
 class Sink(ABC):
@@ -90,7 +87,7 @@ class Sink(ABC):
         xy = tracks.xy if self._pixels == "video" else self._view.to_view(tracks.xy)
         dense = sample_nearest(depth.values[:, :, 0], xy)
         ratio = dense / tracks.depth
-        seen = tracks.live & (tracks.visibility > SEEN) & ratio.isfinite() & (dense > 0) & (tracks.depth > 0)
+        seen = tracks.live & (tracks.visibility > VISIBLE) & ratio.isfinite() & (dense > 0) & (tracks.depth > 0)
         median = torch.where(seen, ratio, torch.nan).flatten(1).nanmedian(1).values
         last = self._scales.get(name, torch.full_like(median, torch.nan))
         self._scales[name] = torch.where(median.isnan(), last, median)

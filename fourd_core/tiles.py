@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from fourd_core.data import Clip, Maps, Prediction, Predictions, Queries, Tokens, Tracks
+from fourd_core.data import VISIBLE, Clip, Maps, Prediction, Predictions, Queries, Tokens, Tracks
 from fourd_core.geometry import fit_affine_robust, pixel_centres, safe_inverse
 from fourd_core.interfaces import Head, Memory
 from fourd_core.media.views import TiledView, View
@@ -35,8 +35,6 @@ INNER = 0.25
 """How far inside the tile a refined point must stay, in overlaps."""
 REACH = 3.0
 """Network pixels that a refined point may be away from where the whole saw it."""
-SEEN = 0.5
-"""Probability from which a point counts as visible."""
 
 PATHS = "the tiles' paths"
 """Key among the memories' states: no head can have such a name."""
@@ -230,7 +228,7 @@ class _Trails:
         sure = torch.where(coarse.live, coarse.visibility, -1.0)
         sure[:, real:] = -1.0
         late = 1 + torch.arange(sure.shape[1], device=sure.device)[:, None] / sure.shape[1]
-        sure += late * (self.path.sharp & (sure > SEEN))
+        sure += late * (self.path.sharp & (sure > VISIBLE))
         self._frame, self._place, self._tile = self._starts(sure, queries)
 
     def _near(self, xy: Float[Tensor, "b t n 2"], other: Float[Tensor, "b t n 2"]) -> Bool[Tensor, "b t n"]:
@@ -248,7 +246,7 @@ class _Trails:
         frame = torch.where(named, queries.frame[0], frame)
         place = torch.where(named[:, None], queries.xy[0].to(place.dtype), place)
         in_frame = ((place >= 0) & (place <= place.new_tensor(self._view.size[::-1]))).all(-1)
-        usable = in_frame & (named | (best > SEEN))
+        usable = in_frame & (named | (best > VISIBLE))
         fitness = torch.stack([self._fitness(tile, frame, place) for tile in self._view.tiles])
         return frame, place, torch.where(usable, fitness.argmax(0), -1)
 

@@ -10,6 +10,7 @@ import torch
 from known_scene import KnownScene
 from torch import Tensor
 
+from fourd_core.data import VISIBLE
 from fourd_core.jobs.pictures import CHUNK, draw
 from fourd_core.media.labels import _GLYPHS, label, text_dots
 from fourd_core.media.panels import GAP, arranged, fitted, panel_size
@@ -17,7 +18,6 @@ from fourd_core.media.pictures import depth_picture, depth_range, grey
 from fourd_core.media.trails import TRAIL, draw_tracks, point_colours
 from fourd_core.media.video import open_video
 from fourd_core.media.views import center, exact
-from fourd_core.sinks import SEEN
 
 STRIP = 20
 """Rows of a label."""
@@ -64,7 +64,7 @@ def test_every_task_has_its_panel(tmp_path: Path) -> None:
         assert video.on_box[index][edge].all()
         assert edge.sum() > 20
         assert features.float().std() > 20
-        seen = tracks.visibility[0, index] > SEEN
+        seen = tracks.visibility[0, index] > VISIBLE
         column, row = tracks.xy[0, index, seen].long().unbind(-1)
         expected = (point_colours(queries.xy[0, :, 1])[seen] * 255).round()
         right = (points[:, row, column].T.float() - expected).abs().amax(1) < 40

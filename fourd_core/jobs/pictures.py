@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fourd_core.data import Queries
+from fourd_core.data import VISIBLE, Queries
 from fourd_core.files import disk_errors
 from fourd_core.interfaces import Video
 from fourd_core.media.arrays import ArrayStore
@@ -38,7 +38,6 @@ from fourd_core.media.views import View
 from fourd_core.media.writers import VideoWriter, write_png
 from fourd_core.placement import Pixels
 from fourd_core.progress import track
-from fourd_core.sinks import SEEN
 
 CHUNK = 4
 """Frames in memory at a time."""
@@ -212,7 +211,7 @@ def _tracks(scene: Scene, name: str, queries: Queries | None) -> Panel:
         if scene.pixels == "view":
             xy = scene.view.to_view(xy)
         xy = xy * xy.new_tensor([seen.shape[-1] / scene.size[1], seen.shape[-2] / scene.size[0]])
-        visible = scene.values(f"{name}.visibility", before) > SEEN
+        visible = scene.values(f"{name}.visibility", before) > VISIBLE
         pictures = (grey(seen) * 255).round().byte()
         drawn = []
         for picture, stop in zip(pictures, range(frames.start - before.start + 1, len(before) + 1), strict=True):

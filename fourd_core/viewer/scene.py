@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from fourd_core.data import Queries
+from fourd_core.data import VISIBLE, Queries
 from fourd_core.errors import RunError
 from fourd_core.geometry import assumed_intrinsics, pixel_centres, transform, unproject
 from fourd_core.interfaces import Video
@@ -22,7 +22,6 @@ from fourd_core.media.arrays import ArrayStore, stored_view
 from fourd_core.media.panels import fitted, panel_size
 from fourd_core.media.trails import point_colours
 from fourd_core.progress import track
-from fourd_core.sinks import SEEN
 
 POINTS, POINTS_A_FRAME, TRACKS = 400_000, 30_000, 1024
 """At most about as many points in all frames together, in one frame, and at most as many tracks."""
@@ -203,7 +202,7 @@ def _paths(
     else:
         z = _rows(store, f"{head}.depth", chosen, some)
         xyz = transform(world_from_cam[:, None], unproject(xy, z, intrinsics[:, None]))
-    seen = (_rows(store, f"{head}.visibility", chosen, some) > SEEN) & xyz.isfinite().all(-1)
+    seen = (_rows(store, f"{head}.visibility", chosen, some) > VISIBLE) & xyz.isfinite().all(-1)
     y = xy[0, :, 1] if queries is None else queries.xy[0, some, 1].to(xy)
     return Paths(xyz, seen, point_colours(y))
 
