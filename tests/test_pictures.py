@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fourd_core.errors import RunError
-from fourd_core.jobs.pictures import CHUNK, Panel, Scene, _panels
 from fourd_core.media.arrays import ArrayStore
 from fourd_core.media.pca import SAMPLES, FeaturePCA
 from fourd_core.media.pictures import (
@@ -26,6 +25,7 @@ from fourd_core.media.pictures import (
     largest_flow,
     mask_picture,
 )
+from fourd_core.media.row import CHUNK, Panel, Scene, _panels
 from fourd_core.media.video import open_video
 from fourd_core.media.views import View, exact
 from fourd_core.media.writers import VideoWriter, encode_png, write_png

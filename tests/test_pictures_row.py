@@ -11,10 +11,10 @@ from known_scene import KnownScene
 from torch import Tensor
 
 from fourd_core.data import VISIBLE
-from fourd_core.jobs.pictures import CHUNK, draw
 from fourd_core.media.labels import _GLYPHS, label, text_dots
 from fourd_core.media.panels import GAP, arranged, fitted, panel_size
 from fourd_core.media.pictures import depth_picture, depth_range, grey
+from fourd_core.media.row import CHUNK, draw
 from fourd_core.media.trails import TRAIL, draw_tracks, point_colours
 from fourd_core.media.video import open_video
 from fourd_core.media.views import center, exact

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, cast
 
@@ -12,13 +10,14 @@ import attrs
 
 from fourd_core.data import Queries
 from fourd_core.errors import RecipeError, RunError
-from fourd_core.files import disk_errors, write_text
+from fourd_core.files import disk_errors
 from fourd_core.interfaces import Head, Video
 from fourd_core.jobs import Job
-from fourd_core.jobs.pictures import draw
 from fourd_core.jobs.place import Place
 from fourd_core.media.arrays import ArrayStore
 from fourd_core.media.exports import ExportFormat, check_formats, export_video
+from fourd_core.media.outputs import named, queries_path, write_queries
+from fourd_core.media.row import draw
 from fourd_core.media.views import View
 from fourd_core.progress import track
 from fourd_core.queries import queries_for
@@ -83,7 +82,7 @@ class PredictJob(Job):
             queries = self._queries(video, view)
             store = self._open(folder / f"{name}.zarr", video, {"view": attrs.asdict(view), "pixels": config.pixels})
             if queries is not None:
-                _write_queries(queries_path(folder, name), queries)
+                write_queries(queries_path(folder, name), queries)
             if not store.complete:
                 self._predict(run, video, view, store, queries)
             if config.npz:
@@ -129,17 +128,6 @@ class PredictJob(Job):
         place.forget()
 
 
-def queries_path(folder: Path, name: str) -> Path:
-    """Where the points are listed that were followed through a video."""
-    return folder / f"{name}_queries.csv"
-
-
-def _write_queries(path: Path, queries: Queries) -> None:
-    """Rows `frame,x,y`, which `[queries] file` reads; nine digits hold all of a float32."""
-    points = zip(queries.frame[0].tolist(), queries.xy[0].tolist(), strict=True)
-    write_text(path, "frame,x,y\n" + "".join(f"{frame},{x:.9g},{y:.9g}\n" for frame, (x, y) in points))
-
-
 def _export(store: ArrayStore, video: Video, folder: Path, name: str, formats: tuple[ExportFormat, ...]) -> None:
     """Write `folder / name`, which appears when it is whole; one that is there is left as it is."""
     whole, unfinished = folder / name, folder / f"{name}.unfinished"
@@ -156,19 +144,6 @@ def _export(store: ArrayStore, video: Video, folder: Path, name: str, formats: t
 
 def _is_whole(view: View) -> bool:
     return view.corner == (0, 0) and view.resized == view.size
-
-
-def named(videos: Iterable[Video]) -> dict[str, Video]:
-    """Videos by a file name of their own: the stem in plain letters, with a number where several share it."""
-    found: dict[str, Video] = {}
-    for video in videos:
-        stem = re.sub(r"[^\w.-]+", "_", PurePosixPath(video.name).stem).strip("._") or "video"
-        name, number = stem, 1
-        while name in found:
-            number += 1
-            name = f"{stem}-{number}"
-        found[name] = video
-    return found
 
 
 @attrs.frozen

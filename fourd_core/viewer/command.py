@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fourd_core.errors import RunError
 from fourd_core.interfaces import Video
-from fourd_core.jobs.predict import named, queries_path
 from fourd_core.media.arrays import ArrayStore, stored_view
+from fourd_core.media.outputs import named, queries_path
 from fourd_core.queries import queries_for
 from fourd_core.recipe import Location, Recipe
 from fourd_core.recipe.schema import QueriesConfig
