@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from math import ceil, sqrt
 from pathlib import Path
 from typing import Literal
 
 import attrs
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fourd_core.errors import RecipeError, RunError
 from fourd_core.files import disk_errors, write_json
+from fourd_core.geometry import pixel_centres
 from fourd_core.interfaces import Video
 from fourd_core.media.arrays import ArrayStore
+from fourd_core.media.clouds import point_cloud, thinning
 from fourd_core.media.formats.colmap import write_colmap
 from fourd_core.media.formats.depth import KITTI, write_depth_png
 from fourd_core.media.formats.flow import write_flo, write_kitti_flow
@@ -138,35 +139,11 @@ class _Scene:
         (name,) = self.names("depth")
         height, width = self.store[name].shape[-2:]
         poses, pinholes = self.matrices("world_from_cam"), self.matrices("intrinsics")
-        step = 1 if limit is None else max(1, ceil(sqrt(self.store.done * height * width / limit)))
+        step = 1 if limit is None else thinning(self.store.done * height * width, limit)
+        xy = pixel_centres(self.video.size, (height, width))
         for index, depth in enumerate(track(self.rows(name), label, self.store.done)):
             rgb = self.video.read([index])[0]
-            yield _cloud(depth, rgb, pinholes[index], poses[index], step)
-
-
-def _cloud(
-    depth: Float[Tensor, "1 h w"],
-    rgb: UInt8[Tensor, "3 y x"],
-    intrinsics: Float[Tensor, "3 3"],
-    world_from_cam: Float[Tensor, "4 4"],
-    step: int,
-) -> PointCloud:
-    """The world's points at the centres of every `step`-th pixel of a depth map, coloured by the frame's pixel there.
-
-    Args:
-        intrinsics: in pixels of the frame.
-    """
-    rows, columns = (torch.arange(min(step // 2, side - 1), side, step) for side in depth.shape[-2:])
-    z = depth[0, rows[:, None], columns].double()
-    v = (rows + 0.5) * (rgb.shape[-2] / depth.shape[-2])
-    u = (columns + 0.5) * (rgb.shape[-1] / depth.shape[-1])
-    colours = rgb[:, v.long()[:, None], u.long()]
-    (fx, skew, cx), (_, fy, cy) = intrinsics[0], intrinsics[1]
-    y = ((v.double() - cy) / fy)[:, None].expand_as(z)
-    x = (u.double() - cx - skew * y) / fx
-    points = torch.stack([x * z, y * z, z], dim=-1) @ world_from_cam[:3, :3].mT + world_from_cam[:3, 3]
-    known = z > 0  # not where it is NaN
-    return PointCloud(points[known].float(), colours.permute(1, 2, 0)[known])
+            yield point_cloud(depth[0], xy, rgb, pinholes[index], poses[index], step)
 
 
 def _images(scene: _Scene) -> None:

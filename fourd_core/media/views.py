@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fourd_core.geometry import pixel_centres
+from fourd_core.geometry import cropped_intrinsics, pixel_centres, resized_intrinsics
 
 Size = tuple[int, int]
 Rule = Literal["short_side", "center", "resize", "tiles", "original"]
@@ -82,18 +82,14 @@ class View:
         (left, top), (right, bottom) = self.to_video(ends).tolist()
         return (left, top), (min(right, float(self.video_size[1])), min(bottom, float(self.video_size[0])))
 
-    # Row by row and not as a product of matrices, which autocast would compute in half precision.
     def intrinsics_to_view(self, intrinsics: Float[Tensor, "*t 3 3"]) -> Float[Tensor, "*t 3 3"]:
         """Pinhole matrices in pixels of the video as such in pixels of the view."""
-        (sx, sy), (top, left) = self.scale, self.corner
-        x, y, one = intrinsics.unbind(-2)
-        return torch.stack([sx * x - left * one, sy * y - top * one, one], -2)
+        return cropped_intrinsics(resized_intrinsics(intrinsics, self.video_size, self.resized), self.corner)
 
     def intrinsics_to_video(self, intrinsics: Float[Tensor, "*t 3 3"]) -> Float[Tensor, "*t 3 3"]:
         """Pinhole matrices in pixels of the view as such in pixels of the video."""
-        (sx, sy), (top, left) = self.scale, self.corner
-        x, y, one = intrinsics.unbind(-2)
-        return torch.stack([(x + left * one) / sx, (y + top * one) / sy, one], -2)
+        whole = cropped_intrinsics(intrinsics, (-self.corner[0], -self.corner[1]))
+        return resized_intrinsics(whole, self.resized, self.video_size)
 
     def restore(self, maps: Float[Tensor, "*t c y x"], fill: float = float("nan")) -> Float[Tensor, "*t c h w"]:
         """Maps over the view as maps at the video's pixels, bilinear; `fill` where the view shows nothing.

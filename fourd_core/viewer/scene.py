@@ -5,7 +5,7 @@ However long the video and however large its frames, a scene holds a bounded num
 
 from __future__ import annotations
 
-from math import ceil, radians, sqrt, tan
+from math import radians, tan
 
 import attrs
 import numpy as np
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from fourd_core.data import VISIBLE, Queries
 from fourd_core.errors import RunError
-from fourd_core.geometry import assumed_intrinsics, pixel_centres, transform, unproject
+from fourd_core.geometry import assumed_intrinsics, pixel_centres, track_points
 from fourd_core.interfaces import Video
 from fourd_core.media.arrays import ArrayStore, stored_view
+from fourd_core.media.clouds import point_cloud, thinning
+from fourd_core.media.formats.points import PointCloud
 from fourd_core.media.panels import fitted, panel_size
 from fourd_core.media.trails import point_colours
 from fourd_core.progress import track
@@ -104,18 +106,18 @@ def gather(store: ArrayStore, video: Video, frames: int, queries: Queries | None
     if depths:
         height, width = store[depths[0]].shape[-2:]
         limit = max(1, min(POINTS_A_FRAME, POINTS // len(chosen)))
-        step, xy = max(1, ceil(sqrt(height * width / limit))), _map_pixels(store, video, (height, width))
-        spacing = step * float(xy[0, -1, 0] - xy[0, 0, 0]) / max(width - 1, 1) or 1.0
+        step, xy = thinning(height * width, limit), _map_pixels(store, video, (height, width))
+        spacing = step * _spacing(xy)
     if len(depths) > 1:
         notes.append(f"depth of the head {depths[0]}")
     moments = []
     for place, frame in enumerate(track(chosen, "scene", len(chosen))):
         rgb = video.read([frame])[0]
         depth = torch.from_numpy(store[depths[0]][frame]).float()[0] if depths else torch.zeros(0, 0)
-        points, colours = _points(depth, xy, rgb, intrinsics[place], step)
+        cloud = _cloud(depth, xy, rgb, intrinsics[place], world_from_cam[place], step)
         moments.append(
             Moment(
-                frame, transform(world_from_cam[place], points), colours,
+                frame, cloud.xyz, cloud.rgb,
                 fitted(rgb[None], panel_size(video.size, PICTURE))[0], world_from_cam[place], intrinsics[place],
                 video.size,
             )
@@ -158,23 +160,24 @@ def _map_pixels(store: ArrayStore, video: Video, size: tuple[int, int]) -> Float
     return pixel_centres(video.size, size)
 
 
-def _points(
+def _cloud(
     depth: Float[Tensor, "h w"],
     xy: Float[Tensor, "h w 2"],
     rgb: UInt8[Tensor, "3 y x"],
     intrinsics: Float[Tensor, "3 3"],
+    world_from_cam: Float[Tensor, "4 4"],
     step: int,
-) -> tuple[Float[Tensor, "n 3"], UInt8[Tensor, "n 3"]]:
-    """The camera's points at every `step`-th pixel of a map, but for edges and what lies outside the frame."""
+) -> PointCloud:
+    """The points of a frame, but for edges."""
     if not depth.numel():
-        return torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.uint8)
-    pixel = float(xy[0, -1, 0] - xy[0, 0, 0]) / max(xy.shape[1] - 1, 1) or 1.0
-    clear = ~edges(depth, float(intrinsics[0, 0]) / pixel)
-    start = step // 2
-    depth, xy, clear = (item[start::step, start::step] for item in (depth, xy, clear))
-    column, row = xy.floor().long().unbind(-1)
-    kept = clear & (row >= 0) & (row < rgb.shape[-2]) & (column >= 0) & (column < rgb.shape[-1])
-    return unproject(xy[kept], depth[kept], intrinsics), rgb[:, row[kept], column[kept]].T.contiguous()
+        return PointCloud(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.uint8))
+    clear = ~edges(depth, float(intrinsics[0, 0]) / _spacing(xy))
+    return point_cloud(depth, xy, rgb, intrinsics, world_from_cam, step, clear)
+
+
+def _spacing(xy: Float[Tensor, "h w 2"]) -> float:
+    """Pixels of the video between two neighbouring pixels of the maps."""
+    return float(xy[0, -1, 0] - xy[0, 0, 0]) / max(xy.shape[1] - 1, 1) or 1.0
 
 
 def _paths(
@@ -201,7 +204,7 @@ def _paths(
         xyz = _rows(store, f"{head}.xyz", chosen, some)
     else:
         z = _rows(store, f"{head}.depth", chosen, some)
-        xyz = transform(world_from_cam[:, None], unproject(xy, z, intrinsics[:, None]))
+        xyz = track_points(xy[None], z[None], intrinsics[None], world_from_cam[None])[0]
     seen = (_rows(store, f"{head}.visibility", chosen, some) > VISIBLE) & xyz.isfinite().all(-1)
     y = xy[0, :, 1] if queries is None else queries.xy[0, some, 1].to(xy)
     return Paths(xyz, seen, point_colours(y))
