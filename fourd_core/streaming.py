@@ -20,6 +20,7 @@ from fourd_core.data import Predictions, Queries
 from fourd_core.errors import RecipeError
 from fourd_core.interfaces import BackboneSpec, Head, Memory, Use, Video
 from fourd_core.media.views import View, ViewConfig
+from fourd_core.memory import give_back
 from fourd_core.placement import Pixels, in_video
 from fourd_core.recipe import Recipe
 from fourd_core.stitching import Stitcher
@@ -252,6 +253,7 @@ class _Pass:
                 after = Position(self.reverse, place.start + stride, states, stitcher.state)
                 part = self._finished(joined, place, following if is_last else after)
             yield part
+            give_back()
 
     def _finished(self, joined: Predictions, place: Window, after: Position | None) -> Finished:
         final = {name: in_video(item.frames(0, place.final), self.view, self.config.pixels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import cast
 
 import attrs
@@ -13,6 +12,7 @@ from torch import Tensor
 from fourd_core.data import Clip, Tokens, Tracks
 from fourd_core.errors import RecipeError
 from fourd_core.interfaces import Head, Memory, State
+from fourd_core.memory import free_memory
 
 SHARE = 0.25
 """Of the free memory, what a group of points may take."""
@@ -75,31 +75,3 @@ def group_size(head: Head, clip: Clip) -> int:
     if not each:
         return LARGEST
     return max(1, min(LARGEST, int(free_memory(clip.frames.device) * SHARE / each)))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, as far as they can be known; 4 GiB where they cannot."""
-    if device.type == "cuda":
-        kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept_by_torch
-    known = [room for room in (_available(), _room_in_container()) if room is not None]
-    return min(known, default=4 * 2**30)
-
-
-def _available() -> int | None:
-    """What Linux would give without swapping; None elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _room_in_container() -> int | None:
-    """What a control group leaves to its processes; None where there is no limit."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-        return int(limit) - int(used)
-    except (OSError, ValueError):  # no second version of control groups, or the limit is "max"
-        return None

@@ -36,6 +36,7 @@ from fourd_core.media.trails import TRAIL, draw_tracks, point_colours
 from fourd_core.media.video import mean_frame_rate
 from fourd_core.media.views import View
 from fourd_core.media.writers import VideoWriter, write_png
+from fourd_core.memory import give_back
 from fourd_core.placement import Pixels
 from fourd_core.progress import track
 
@@ -148,6 +149,7 @@ def draw(
                 writer.write(whole)
             for index in chosen & set(scene.chunk(start)):
                 write_png(folder / "pictures" / f"{name}_{index:05d}.png", whole[index - start])
+            give_back()
 
 
 def _panels(scene: Scene, queries: Queries | None) -> Iterator[Panel]:
