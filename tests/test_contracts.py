@@ -222,7 +222,11 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("datasets", {"videos": lambda original: lambda self, split: original(self, "all")}, "in both train and held_out"),
     ("memories", changed("initial", lambda state: {}), "returns no tensors"),
     ("memories", changed("read", lambda seen: (Tokens({0: seen[0][0]}), seen[1])), "changes the taps"),
-    ("memories", changed("update", lambda s: {t: v[:, : next(GROWING)] for t, v in s.items()}), "changes the state's form"),
+    (
+        "memories",
+        changed("update", lambda s: {t: v[:, : next(GROWING)] for t, v in s.items()}),
+        "changes the state's form",
+    ),
     ("objectives", {"sample": noisy}, "global random"),
     ("objectives", {"forward": noisy}, "global random"),
     ("objectives", {"__init__": keep_system}, "keeps the system"),
