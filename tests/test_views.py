@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -13,11 +14,12 @@ import torch.nn.functional as F
 from helpers import Fourd
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live_memory import peak_bytes
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fourd_core.geometry import from_integer_centres
-from fourd_core.media.views import Rule, TiledView, View, ViewConfig, center, exact, original, short_side
+from fourd_core.media.views import Resampling, Rule, TiledView, View, ViewConfig, center, exact, original, short_side
 from fourd_core.media.writers import write_png
 from fourd_core.streaming import mirrored
 
@@ -282,6 +284,18 @@ def test_tiles_of_a_stated_size_by_hand() -> None:
     assert view.starts == ([0, 100, 200], [0, 166, 333, 500])
     assert view.whole == exact((1000, 2000), (200, 300))
     assert [view.tiles[i].corner for i in (0, 5, 11)] == [(0, 0), (100, 166), (200, 500)]
+
+
+@pytest.mark.parametrize("resampling", get_args(Resampling))
+@pytest.mark.parametrize("view", [exact((60, 100), (30, 40)), center((60, 100), 32), original((60, 100), (32, 32))])
+def test_a_window_is_seen_frame_by_frame(view: View, resampling: Resampling) -> None:
+    """Bit for bit what each frame gives alone, with no more than a few copies of one frame beside the answer."""
+    view = attrs.evolve(view, resampling=resampling)
+    frames = torch.randint(0, 256, (16, 3, 60, 100), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen = view.apply(frames)
+    assert torch.equal(seen, torch.cat([view.apply(frame[None]) for frame in frames]))
+    assert torch.equal(view.apply(frames.view(2, 8, 3, 60, 100)), seen.view(2, 8, *seen.shape[1:]))
+    assert peak_bytes(lambda: view.apply(frames)) < seen.nbytes + 4 * 4 * frames[0].nbytes
 
 
 def test_wrong_sizes_are_refused() -> None:

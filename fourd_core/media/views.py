@@ -61,8 +61,13 @@ class View:
         if tuple(frames.shape[-2:]) != self.video_size:
             raise ValueError(f"this view is made for frames of {self.video_size}, got {tuple(frames.shape[-2:])}")
         flat = frames.reshape(-1, *frames.shape[-3:])
-        values = _resample(flat, self.resized, self.resampling)
-        return _window(values, self.corner, self.size).reshape(*frames.shape[:-2], *self.size)
+        dtype = torch.float32 if frames.dtype == torch.uint8 else frames.dtype
+        seen = torch.empty(*flat.shape[:2], *self.size, dtype=dtype, device=frames.device)
+        # One frame after the other: at the video's pixels every copy of a window counts.
+        for i in range(len(flat)):
+            whole = _resample(flat[i : i + 1], self.resized, self.resampling)
+            seen[i] = _window(whole, self.corner, self.size)[0]
+        return seen.reshape(*frames.shape[:-2], *self.size)
 
     def to_view(self, xy: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 2"]:
         """Positions `(x, y)` in the video as positions in the view."""
