@@ -217,7 +217,8 @@ class Maps(Prediction):
         values: in the pixels of the clip that the head saw.
         kind: what the numbers are, so that they can be carried to other pixels, drawn and exported:
             features  any channels
-            depth     one channel, z along the optical axis
+            depth     one channel, z along the optical axis; NaN is unknown; in a head's own answer so is what
+                      is not positive and finite
             flow      two channels, in pixels: from each frame to the one before it
             mask      one channel, a probability
     """

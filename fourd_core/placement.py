@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, cast
 
 import attrs
+import torch
 
 from fourd_core.data import Cameras, Maps, Prediction, Tracks
 from fourd_core.media.views import View
@@ -18,11 +19,16 @@ def in_video(prediction: Prediction, view: View, pixels: Pixels) -> Prediction:
     Args:
         view: how the network saw the video.
         pixels: the grid of maps: the video's own pixels, with NaN where the view shows nothing, or the view's.
+            Depth that is not positive and finite is unknown, and becomes NaN on either grid.
     """
     if isinstance(prediction, Maps):
         values = prediction.values
         if prediction.kind == "flow":
             values = view.flow_to_video(values)
+        if prediction.kind == "depth":
+            values = values.where(
+                (values > 0) & values.isfinite(), torch.nan
+            )  # 0 is what stitching leaves where it knows no depth
         if pixels == "video":
             values = view.restore(values)
         return attrs.evolve(prediction, values=values)

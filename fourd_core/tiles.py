@@ -164,6 +164,8 @@ class _Blend:
     """
 
     def __init__(self, view: TiledView, coarse: Maps) -> None:
+        if coarse.kind == "depth":  # unknown is 0 between windows, as in a window that was not tiled
+            coarse = attrs.evolve(coarse, values=coarse.values.nan_to_num(0.0))
         self._view, self._coarse = view, coarse
         self._base = safe_inverse(coarse.values) if coarse.kind == "depth" else coarse.values
         self._sum = torch.zeros_like(self._base)

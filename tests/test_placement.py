@@ -72,6 +72,26 @@ def test_depth_is_not_scaled() -> None:
     torch.testing.assert_close(depth, torch.full((1, 1, 1, 9, 7), 3.0))
 
 
+def test_unknown_depth_is_not_mixed_with_known() -> None:
+    """0, NaN and infinity do not count; where they have most of the weight the depth is unknown."""
+    nothing = float("nan")
+    for unknown in (0.0, -1.0, nothing, float("inf")):
+        values = torch.tensor([2.0, unknown, 4, 6]).view(1, 1, 1, 1, 4)
+        found = placed(values, exact((1, 8), (1, 4)), "depth").flatten()
+        expected = torch.tensor([2, 2, nothing, nothing, 4, 4.5, 5.5, 6])
+        torch.testing.assert_close(found, expected, equal_nan=True)
+        corner = torch.tensor([[unknown, unknown], [3, 5]]).view(1, 1, 1, 2, 2)
+        assert placed(corner, exact((1, 1), (2, 2)), "depth").item() == 4  # half is enough
+        for pixels in ("view", "video"):
+            same = placed(values, exact((1, 4), (1, 4)), "depth", pixels).flatten()
+            torch.testing.assert_close(same, torch.tensor([2, nothing, 4, 6]), equal_nan=True)
+
+
+def test_a_mask_of_0_is_known() -> None:
+    values = torch.tensor([0.0, 1]).view(1, 1, 1, 1, 2)
+    assert placed(values, exact((1, 4), (1, 2)), "mask").flatten().tolist() == [0, 0.25, 0.75, 1]
+
+
 VIEWS = [
     exact((48, 80), (56, 56)),
     center((80, 48), 28),

@@ -282,6 +282,25 @@ def test_depth_is_sharper_and_of_one_scale() -> None:
     assert (sharp - truth).abs().max() < 0.01
 
 
+class Holed(Depth):
+    """The whole knows no depth in a part of the frame."""
+
+    def forward(self, tokens: Tokens, clip: Clip) -> Maps:
+        answer = super().forward(tokens, clip)
+        if not is_tile(clip):
+            answer.values[..., 4:12, 4:12] = 0
+        return answer
+
+
+def test_tiles_fill_what_the_whole_does_not_know() -> None:
+    scene = Scene((96, 128), frames=8)
+    view = view_of(scene, "tiles")
+    truth = blue(scene, view)
+    depth = predicted(system(depth=Holed()), scene, view).depth[0, :, 0]
+    assert depth.isfinite().all()
+    assert (fitted(1 / depth, truth) - truth).abs().max() < 0.01
+
+
 def test_depth_has_no_seams() -> None:
     """Nowhere does a step between neighbours differ from the true one by more than a hundredth of the range."""
     scene = Scene((96, 128), frames=8)

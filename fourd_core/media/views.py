@@ -7,6 +7,7 @@ shows the frame larger than the network's input, which then sees it in overlappi
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import attrs
@@ -99,7 +100,8 @@ class View:
     def restore(self, maps: Float[Tensor, "*t c y x"], fill: float = float("nan")) -> Float[Tensor, "*t c h w"]:
         """Maps over the view as maps at the video's pixels, bilinear; `fill` where the view shows nothing.
 
-        Numbers are carried over as they are: see `flow_to_video` for those that are measured in pixels.
+        Numbers are carried over as they are: see `flow_to_video` for those that are measured in pixels. Those that are
+        not finite are unknown: they do not count, and where they had more than half of the weight there is NaN.
 
         Raises:
             ValueError: maps of another size than `size`.
@@ -115,8 +117,7 @@ class View:
         # One frame after the other: at the video's pixels every copy of a window counts.
         flat, targets = maps.reshape(-1, *maps.shape[-3:]), restored.view(-1, *restored.shape[-3:])
         for i in range(len(flat)):
-            values = F.grid_sample(flat[i : i + 1].float(), grid, padding_mode="border", align_corners=False)
-            targets[i] = values[0].masked_fill_(outside, fill)
+            targets[i] = _sampled(flat[i : i + 1].float(), grid)[0].masked_fill_(outside, fill)
         return restored
 
 
@@ -307,6 +308,17 @@ def _resample(
 
 def _averaged(frames: Tensor, size: Size) -> Tensor:
     return F.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _sampled(maps: Float[Tensor, "1 c y x"], grid: Float[Tensor, "1 h w 2"]) -> Float[Tensor, "1 c h w"]:
+    """Bilinear, over the numbers that are known; NaN where those have less than half of the weight."""
+    sample = partial(F.grid_sample, grid=grid, padding_mode="border", align_corners=False)
+    known = maps.isfinite().all(1, keepdim=True)
+    if known.all():
+        return sample(maps)
+    weight = sample(known.float())
+    # Half of the weight may come out as a little less.
+    return sample(maps.where(known, 0.0)).div_(weight).masked_fill_(weight < 0.4999, torch.nan)
 
 
 def _window(values: Float[Tensor, "*t c h w"], corner: Size, size: Size) -> Float[Tensor, "*t c y x"]:
