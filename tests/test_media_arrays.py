@@ -118,10 +118,23 @@ def test_another_shape_is_refused(tmp_path: Path) -> None:
 def test_too_large_for_half_precision(tmp_path: Path) -> None:
     store = ArrayStore(tmp_path / "a", precision="float16")
     store.append("x", torch.tensor([1.0, float("inf")]).view(1, 1, 1, 2))
-    with pytest.raises(RunError, match="'x' has numbers over 65504"):
-        store.append("x", torch.tensor([1.0, 1e5]).view(1, 1, 1, 2))
+    too_large = torch.tensor([1.0, 1e5]).view(1, 1, 1, 2)
+    with pytest.raises(RunError, match=r"'x' has numbers over 65504.*; set stages\.NAME\.precision = \"float32\""):
+        store.append("x", too_large)
+    with pytest.raises(RunError, match=r'set stages\.map\.precision = "float32"'):
+        ArrayStore(tmp_path / "a", "float16", precision_key="stages.map.precision").append("x", too_large)
     store.append("y.xyz", torch.tensor([[1.0, 1e5]]), axes="t n")  # not a map
     assert store["y.xyz"][0, 1] == 1e5
+
+
+@pytest.mark.parametrize("kind", ["depth", "flow", "mask", "features"])
+def test_features_and_masks_alone_are_halved(tmp_path: Path, kind: str) -> None:
+    store = ArrayStore(tmp_path / "a", precision="float16")
+    for _ in range(2):
+        store.append("x", torch.full((1, 1, 1, 1), 300.3), kind=kind)
+    store.patch("x", 1, torch.full((1, 1, 1, 1), 300.3), unit="1", kind=kind, axes="t c h w")
+    kept = {"depth": 300.3, "flow": 300.3, "mask": 300.25, "features": 300.25}[kind]
+    assert store["x"][:].flatten().tolist() == pytest.approx([kept, kept], rel=1e-7)
 
 
 def test_bfloat16_is_stored(tmp_path: Path) -> None:

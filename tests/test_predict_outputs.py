@@ -26,7 +26,7 @@ def setting(*pairs: str) -> list[str]:
 
 
 def test_exports_show_the_scene(fourd: Fourd, recipe: Path, tmp_path: Path) -> None:
-    chosen = setting('stages.predict.exports=["flo", "ply", "tum"]', "stages.predict.precision=float32")
+    chosen = setting('stages.predict.exports=["flo", "ply", "tum"]')
     fourd("run", recipe, *chosen, "--out", "run", check=0)
     folder = tmp_path / "run/predict"
     exported = folder / "exports/scene"
@@ -48,11 +48,18 @@ def test_exports_show_the_scene(fourd: Fourd, recipe: Path, tmp_path: Path) -> N
     assert (exported / "trajectory.txt").stat().st_mtime_ns == before
 
 
-def test_cameras_and_tracks_are_not_halved(fourd: Fourd, recipe: Path, tmp_path: Path) -> None:
+def test_what_is_measured_is_not_halved(fourd: Fourd, recipe: Path, tmp_path: Path) -> None:
     fourd("run", recipe, "--out", "run", check=0)
     store = zarr.open_group(tmp_path / "run/predict/scene.zarr", mode="r")
-    assert store["depth"].dtype == np.float16
-    for name in ("camera.world_from_cam", "camera.intrinsics", "track.xy", "track.visibility", "track.xyz"):
+    for name in (
+        "depth",
+        "flow",
+        "camera.world_from_cam",
+        "camera.intrinsics",
+        "track.xy",
+        "track.visibility",
+        "track.xyz",
+    ):
         assert store[name].dtype == np.float32
     assert np.array_equal(store["camera.intrinsics"][2], SCENE.camera)
     assert store.attrs["pixels"] == "video"

@@ -14,6 +14,7 @@ from fourd_core.files import disk_errors
 from fourd_core.interfaces import Head, Video
 from fourd_core.jobs import Job
 from fourd_core.jobs.place import Place
+from fourd_core.jobs.stopping import stop_signals
 from fourd_core.media.arrays import ArrayStore
 from fourd_core.media.exports import ExportFormat, check_formats, export_video
 from fourd_core.media.outputs import named, queries_path, write_queries
@@ -21,7 +22,7 @@ from fourd_core.media.row import draw
 from fourd_core.media.views import View
 from fourd_core.progress import track
 from fourd_core.queries import queries_for
-from fourd_core.run_folder import Run
+from fourd_core.run_folder import Interrupted, Run
 from fourd_core.sinks import ArraySink
 from fourd_core.streaming import StreamConfig, check_windows, stream, view_of, window_count, windows_done
 from fourd_core.viewer.page import check_viser, page_path, write_viewer
@@ -103,7 +104,7 @@ class PredictJob(Job):
             "frames": video.frame_count,
             **about,
         }
-        store = ArrayStore(folder, self.config.precision, about)
+        store = ArrayStore(folder, self.config.precision, about, f"stages.{self.stage}.precision")
         attributes = store.attributes
         if any(attributes.get(key) != about[key] for key in ("video", "size", "frames")):
             raise RunError(f"{folder} was begun with another video than {video.name} is now; delete it or use --out")
@@ -117,13 +118,16 @@ class PredictJob(Job):
         parts = stream(self.system, video, view, config, queries, position)
         total = window_count(self.system, video.frame_count, config)
         done = windows_done(self.system, video.frame_count, config, position)
-        for part in track(parts, f"{self.stage} {name}", total, done=done):
-            predictions = sink.put(part)
-            place.save(part.position)
-            run.hooks.window_finished(
-                run=run, stage=self.stage, video=video.name, first_frame=part.first,
-                last_frame=part.first + part.frames - 1, predictions=predictions,
-            )  # fmt: skip
+        with stop_signals() as stop_wanted:
+            for part in track(parts, f"{self.stage} {name}", total, done=done):
+                predictions = sink.put(part)
+                place.save(part.position, at_once=stop_wanted.is_set())
+                run.hooks.window_finished(
+                    run=run, stage=self.stage, video=video.name, first_frame=part.first,
+                    last_frame=part.first + part.frames - 1, predictions=predictions,
+                )  # fmt: skip
+                if stop_wanted.is_set():
+                    raise Interrupted(self.stage)
         store.finish()
         place.forget()
 
@@ -153,7 +157,7 @@ class PredictConfig(StreamConfig):
     create: ClassVar[type[Job]] = PredictJob
 
     precision: Literal["float16", "float32"] = "float16"
-    """How maps are stored; cameras and tracks are always float32."""
+    """How features and masks are stored; depth, flow, cameras and tracks are always float32."""
     npz: bool = False
     """Write each video's arrays as one npz file too, where they fit into memory."""
     movie: bool = True

@@ -22,6 +22,8 @@ CHUNK_BYTES = 16 * 2**20
 """About the size of one file of the store: a few frames."""
 
 MAP_AXES = "t c h w"
+EXACT = ("depth", "flow")
+"""Maps that are measured: in float16 a flow of 600 pixels has steps of half a pixel."""
 
 CONVENTIONS = {
     "coordinates": "continuous pixels (x, y), the centre of the top left pixel is (0.5, 0.5)",
@@ -42,17 +44,19 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
         folder: Path,
         precision: Literal["float16", "float32"] = "float32",
         attributes: Mapping[str, Any] | None = None,
+        precision_key: str = "stages.NAME.precision",
     ) -> None:
         """Open or create a store.
 
         Args:
-            precision: of maps; cameras and tracks are a few numbers that others are computed from, always float32.
+            precision: of features and masks; all other numbers are float32.
             attributes: plain JSON values kept with the store (the video's name, its size, the run).
+            precision_key: what a user sets to choose the precision, for messages.
         Raises:
             RunError: the folder cannot be written, or holds something else.
         """
         self.folder = folder
-        self._precision = precision
+        self._precision, self._precision_key = precision, precision_key
         with disk_errors(folder):
             if folder.exists() and not (folder / "zarr.json").exists() and any(folder.iterdir()):
                 raise RunError(f"{folder} holds other files and no arrays; choose another folder")
@@ -102,7 +106,7 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
             RunError: the disk is full; a number is too large for float16.
             ValueError: another shape than before.
         """
-        rows = self._to_numpy(name, values, axes)
+        rows = self._to_numpy(name, values, axes, kind)
         with disk_errors(self.folder):
             if name not in self._arrays:
                 self._arrays[name] = self._create(name, rows, axes, {"unit": unit, "kind": kind})
@@ -119,7 +123,7 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
         Raises:
             RunError: the disk is full; a number is too large for float16.
         """
-        rows = self._to_numpy(name, values, axes)
+        rows = self._to_numpy(name, values, axes, kind)
         with disk_errors(self.folder):
             if name not in self._arrays:
                 self._arrays[name] = self._create(name, rows, axes, {"unit": unit, "kind": kind})
@@ -180,12 +184,17 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
     def _attribute(self, name: str) -> Any:
         return self._group.attrs[name]
 
-    def _to_numpy(self, name: str, values: Shaped[Tensor, "t ..."], axes: str) -> np.ndarray[Any, np.dtype[Any]]:
+    def _to_numpy(
+        self, name: str, values: Shaped[Tensor, "t ..."], axes: str, kind: str
+    ) -> np.ndarray[Any, np.dtype[Any]]:
         if not values.is_floating_point():
             return values.detach().cpu().numpy()
-        kept = values.detach().to(getattr(torch, self._precision) if axes == MAP_AXES else torch.float32)
+        halved = self._precision == "float16" and axes == MAP_AXES and kind not in EXACT
+        kept = values.detach().to(torch.float16 if halved else torch.float32)
         if bool((kept.isinf() & ~values.isinf()).any()):
-            raise RunError(f"'{name}' has numbers over 65504, too large for float16; store float32")
+            raise RunError(
+                f"'{name}' has numbers over 65504, too large for float16; set {self._precision_key} = \"float32\""
+            )
         return kept.cpu().numpy()
 
     def _create(
