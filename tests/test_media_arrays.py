@@ -143,17 +143,31 @@ def test_bfloat16_is_stored(tmp_path: Path) -> None:
     assert store["x"][0, 0] == 1.5
 
 
-def test_npz(tmp_path: Path) -> None:
-    store = ArrayStore(tmp_path / "a")
-    store.append("x", values(0, 5))
-    store.append("n", torch.arange(5), axes="t")
+def test_npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the arrays are called, and chunk by chunk."""
+    store = ArrayStore(tmp_path / "a", precision="float16")
+    for start, stop in ((0, 17), (17, 40)):
+        store.append("file", values(start, stop))
+        store.append("depth", values(start, stop), kind="depth")
+        store.append("track.live", torch.arange(start, stop)[:, None] % 3 == 0, axes="t n")
+    most = 0
+    read = zarr.Array.__getitem__
+
+    def counted(array: zarr.Array, key: slice) -> np.ndarray:
+        nonlocal most
+        rows = read(array, key)
+        most = max(most, len(rows))
+        return rows
+
+    monkeypatch.setattr(zarr.Array, "__getitem__", counted)
     store.export_npz(tmp_path / "a.npz")
+    assert most == 16
     with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
-        assert sorted(arrays) == ["n", "x"]
-        assert np.array_equal(arrays["x"], values(0, 5).numpy())
-    with pytest.raises(RunError, match="over the limit of 0 MB; read the Zarr arrays in"):
-        store.export_npz(tmp_path / "b.npz", limit=100)
-    assert not (tmp_path / "b.npz").exists()
+        assert sorted(arrays) == ["depth", "file", "track.live"]
+        assert [arrays[name].dtype for name in ("depth", "file", "track.live")] == [np.float32, np.float16, bool]
+        for name in ("depth", "file"):
+            assert np.array_equal(arrays[name], values(0, 40).numpy())
+        assert np.array_equal(arrays["track.live"][:, 0], np.arange(40) % 3 == 0)
 
 
 def test_what_is_in_the_way(tmp_path: Path) -> None:

@@ -51,15 +51,8 @@ def test_exports_show_the_scene(fourd: Fourd, recipe: Path, tmp_path: Path) -> N
 def test_what_is_measured_is_not_halved(fourd: Fourd, recipe: Path, tmp_path: Path) -> None:
     fourd("run", recipe, "--out", "run", check=0)
     store = zarr.open_group(tmp_path / "run/predict/scene.zarr", mode="r")
-    for name in (
-        "depth",
-        "flow",
-        "camera.world_from_cam",
-        "camera.intrinsics",
-        "track.xy",
-        "track.visibility",
-        "track.xyz",
-    ):
+    names = ["depth", "flow", "camera.world_from_cam", "camera.intrinsics", "track.xy", "track.visibility", "track.xyz"]
+    for name in names:
         assert store[name].dtype == np.float32
     assert np.array_equal(store["camera.intrinsics"][2], SCENE.camera)
     assert store.attrs["pixels"] == "video"

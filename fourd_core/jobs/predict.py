@@ -159,7 +159,7 @@ class PredictConfig(StreamConfig):
     precision: Literal["float16", "float32"] = "float16"
     """How features and masks are stored; depth, flow, cameras and tracks are always float32."""
     npz: bool = False
-    """Write each video's arrays as one npz file too, where they fit into memory."""
+    """Write each video's arrays as one npz file too."""
     movie: bool = True
     """Write an mp4 of the input and all predictions side by side."""
     pictures: int = attrs.field(default=4, validator=attrs.validators.ge(0))

@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import torch
 import zarr
 from jaxtyping import Shaped
+from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from torch import Tensor
 from zarr.storage import LocalStore
 
@@ -156,21 +158,19 @@ class ArrayStore(Mapping[str, "zarr.Array[Any]"]):
         with disk_errors(self.folder):
             self._group.update_attributes({"complete": True})
 
-    def export_npz(self, path: Path, limit: int = 2**30) -> None:
-        """Write all arrays into one compressed npz file, which NumPy reads everywhere.
+    def export_npz(self, path: Path) -> None:
+        """Write all arrays into one compressed npz file, which NumPy reads everywhere; a chunk in memory at a time.
 
         Raises:
-            RunError: together they are larger than `limit` bytes, since they must fit into memory; the disk is full.
+            RunError: the disk is full.
         """
-        size = sum(array.nbytes for array in self._arrays.values())
-        if size > limit:
-            raise RunError(
-                f"{path} would hold {size / 2**20:.0f} MB, over the limit of {limit / 2**20:.0f} MB; "
-                f"read the Zarr arrays in {self.folder} instead"
-            )
-        arrays: dict[str, Any] = {name: array[:] for name, array in self._arrays.items()}
-        with atomic(path) as temporary:
-            np.savez_compressed(temporary, **arrays)
+        with atomic(path) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED) as archive:
+            for name, array in self._arrays.items():
+                header = {"descr": dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    write_array_header_1_0(entry, header)
+                    for start in range(0, array.shape[0], array.chunks[0]):
+                        entry.write(np.asarray(array[start : start + array.chunks[0]]).tobytes())
 
     def __getitem__(self, name: str) -> zarr.Array[Any]:
         return self._arrays[name]
