@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import attrs
 import torch
@@ -16,7 +16,8 @@ from fourd_core.hooks import load_hooks
 from fourd_core.interfaces import Head
 from fourd_core.jobs import Job
 from fourd_core.provenance import new_record, versions
-from fourd_core.recipe import Location, Recipe, dumps
+from fourd_core.recipe import Location, Recipe
+from fourd_core.recipe.values import plain
 from fourd_core.run_folder import Interrupted, Run, read_recipe, read_record, trained_weights
 from fourd_core.system import System, build_dataset, build_system, pick_device
 from fourd_core.weights import read_state_dict
@@ -78,16 +79,24 @@ def _prepare_torch(recipe: Recipe) -> torch.device:
 
 
 def _check_same(recipe: Recipe, started: Recipe, folder: Path) -> None:
-    old, new = dumps(started).splitlines(), dumps(recipe).splitlines()
-    if old == new:
+    if recipe == started:
         return
-    pairs = zip([*old, ""], [*new, ""], strict=False)
-    before, now = next(((a, b) for a, b in pairs if a != b), ("", ""))
+    old, new = _by_key(plain(started)), _by_key(plain(recipe))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    shown = "; ".join(f"{key} = {old.get(key, 'nothing')} there, {new.get(key, 'nothing')} now" for key in keys[:3])
+    more = f"; and {len(keys) - 3} more" if len(keys) > 3 else ""
     raise RunError(
-        f"{folder} holds a run of another recipe "
-        f"(there: {before.strip() or 'nothing'}; now: {now.strip() or 'nothing'}). "
+        f"{folder} holds a run of another recipe ({shown}{more}). "
         f"Choose another folder with --out, or go on with that run: fourd run {folder}/recipe.toml --out {folder}"
     )
+
+
+def _by_key(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of nested tables by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= _by_key(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return found
 
 
 def _check_order(run: Run, jobs: Collection[str]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fourd_core import registry
 from fourd_core.data import Clip, Prediction, Predictions, Tokens
-from fourd_core.errors import RecipeError, RunError, WeightsError
+from fourd_core.errors import MediaError, RecipeError, RunError, WeightsError
 from fourd_core.interfaces import Backbone, Component, CueProvider, Dataset, Head, Memory, Objective, State
 from fourd_core.media.views import ViewConfig
 from fourd_core.randomness import seeded
@@ -226,7 +226,7 @@ class System(nn.Module):
         disk as it goes.
 
         Args:
-            video: a file, a URL, a folder of frames or a glob of pictures.
+            video: a file, a URL, a folder of frames or a glob of pictures (at the frame rate of the recipe's data).
             queries: points for heads that track: rows of (frame, x, y) in the video's pixels, or an integer n for a
                 grid of n x n in the first frame; by default those of the recipe's `[queries]`.
             limit_gb: how much memory the predictions may take.
@@ -246,10 +246,12 @@ class System(nn.Module):
                 f"queries: no head of this recipe tracks points (it has: {', '.join(self.heads)}); leave queries "
                 "out, or add a head that does"
             )
-        source = open_video(str(video))
+        if not isinstance(video, str | Path):
+            raise MediaError(f"a video is named by its path or URL, and this is of type {type(video).__name__}")
+        rule = self.recipe.data.config if self.recipe is not None else None
+        source = open_video(str(video), frame_rate=getattr(rule, "frame_rate", 25.0))
         self.eval()
         config = stream_config(self.recipe)
-        rule = self.recipe.data.config if self.recipe is not None else None
         source.intrinsics = getattr(rule, "pinhole", None)
         view = view_of(rule if isinstance(rule, ViewConfig) else ViewConfig(), source.size, self.backbone.spec)
         if queries is None:

@@ -160,7 +160,7 @@ def test_mistakes_are_one_sentence(server: FileServer, fourd: Fourd, tmp_path: P
         ("show", "weights:l4p"): "fetch them with: fourd weights pull l4p",
         ("verify", "l4p"): "l4p is not here; fetch it with: fourd weights pull l4p",
         ("convert", "l4p", "page.ckpt", "out"): "is not a checkpoint",
-        ("convert", "free", "weights:free", "out"): "fetch them with: fourd weights pull free --from PATH_OR_URL",
+        ("convert", "free", "weights:free", "out"): "then: fourd weights pull free --from PATH_OR_URL",
     }.items():
         answer = fourd("weights", *words, check=2)
         assert text in answer.stderr, answer.stderr

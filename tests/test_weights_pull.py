@@ -274,7 +274,7 @@ def test_from_elsewhere(place: Place, content: bytes, tmp_path: Path, monkeypatc
     place.install(url=None)
     assert "no public address of l4p is known" in refusal()
     assert "fourd weights pull l4p --from PATH_OR_URL" in refusal()
-    with pytest.raises(WeightsError, match="fetch them with: fourd weights pull l4p --from PATH_OR_URL"):
+    with pytest.raises(WeightsError, match="then: fourd weights pull l4p --from PATH_OR_URL"):
         read_state_dict("weights:l4p")
     with fsspec.open("memory://weights/x.ckpt", "wb") as handle:
         handle.write(content)

@@ -37,14 +37,14 @@ class Place:
         self._store.truncate(self._store.done if kept["reverse"] else kept["start"])
         return Position(**kept)
 
-    def save(self, position: Position | None) -> None:
-        """Keep the position, unless it is large and one was saved a moment ago."""
+    def save(self, position: Position | None, at_once: bool = False) -> None:
+        """Keep the position, unless it is large and one was saved a moment ago (`at_once`: even then)."""
         if position is None:
             return
         kept = {field.name: getattr(position, field.name) for field in attrs.fields(Position)}
         kept["sink"] = self._sink.state
         now = time.monotonic()
-        if size_of(kept) > SMALL and now - self._saved < SAVE_SECONDS:
+        if not at_once and size_of(kept) > SMALL and now - self._saved < SAVE_SECONDS:
             return
         self._store.commit()
         with atomic(self._path) as temporary:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import math
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -25,6 +23,7 @@ from fourd_core.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from fourd_core.errors import RecipeError, RunError
 from fourd_core.interfaces import Dataset, Objective
 from fourd_core.jobs import Job
+from fourd_core.jobs.stopping import stop_signals
 from fourd_core.progress import track
 from fourd_core.randomness import generator_for, seed_for
 from fourd_core.recipe import ComponentConfig, component
@@ -91,7 +90,7 @@ class TrainJob(Job):
         start = self._resume(folder / CHECKPOINT_FILE, optimizer, run)
         self.system.train(True)
         batches = self._loader(start)
-        with _stop_signals() as stop_wanted:
+        with stop_signals() as stop_wanted:
             for step in track(range(start, config.steps), self.stage, config.steps, done=start):
                 metrics = self._step(step, batches, optimizer)
                 if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
@@ -199,27 +198,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
     return config.lr * config.decay ** (step // config.decay_every)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event, so that a step is never cut in two; a second Ctrl-C stops at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handler(number: int, _frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 @attrs.frozen

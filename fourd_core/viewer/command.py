@@ -30,7 +30,7 @@ def run_view(run: Path, name: str | None, frames: int, out: Path | None, open_it
         FourdError: what is wrong and what to do.
     """
     check_viser()
-    recipe = read_recipe(run)
+    recipe = read_recipe(run) if (run / "recipe.toml").exists() else None
     if recipe is None:
         raise RunError(f"{run} is not a run folder: it has no recipe.toml")
     folder = _chosen(run, name)

@@ -110,9 +110,11 @@ def resolve(reference: str) -> Path:
             )
         return path
     if not path.is_file():
+        asset = known.asset
+        first = "fetch them with" if asset.url else f"get {asset.file_name} as {asset.source} says, then"
         raise WeightsError(
-            f"the weights {name} ({known.asset.summary}; licence: {known.asset.terms}) are not here; "
-            f"fetch them with: {how_to_fetch(known, name)}"
+            f"the weights {name} ({asset.summary}; licence: {asset.terms}) are not here; {first}: "
+            f"{how_to_fetch(known, name)}"
         )
     if problem := problem_of(known):
         raise WeightsError(f"{path} {problem}; fetch it again with: {how_to_fetch(known, name)}")

@@ -60,7 +60,7 @@ def _state(known: Known) -> str:
 def _pull(options: argparse.Namespace) -> int:
     known = find(options.name)
     expected_hash(known, options.sha256)
-    if options.location is None and is_here(known, options.sha256):
+    if options.location is None and is_here(known, options.sha256) and problem_of(known) is None:
         _say(f"{known.asset.name} is here already: {cache.path_of(known)}")
         return 0
     _show_licence(known.asset)

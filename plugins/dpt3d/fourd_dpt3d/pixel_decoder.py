@@ -37,7 +37,7 @@ class PixelDecoder(Head):
         """Channels inside the decoder, even; the prediction has half as many."""
         out_channels: tuple[int, int, int, int] = (48, 96, 192, 384)
         """Channels to which each tap is projected before it is reassembled."""
-        reassemble: tuple[float, float, float, float] = (4, 2, 1, 0.5)
+        reassemble: tuple[float, float, float, float] = (4.0, 2.0, 1.0, 0.5)
         """How each tap's map is resampled: a whole number enlarges, 0.5 halves, 1 keeps; all 1 for a pyramid."""
         weights: Location | None = None
         """A LILA checkpoint; none: the decoder starts at random."""
