@@ -11,9 +11,10 @@ import zarr
 from helpers import Fourd
 from known_heads import SCENE, install
 
+from fourd_core import load
 from fourd_core.media.formats.flow import read_flo
 from fourd_core.media.formats.points import read_ply
-from fourd_core.media.video import open_video
+from fourd_core.media.video import VideoFile, open_video
 
 
 @pytest.fixture
@@ -80,6 +81,24 @@ def test_all_tasks_in_one_movie(fourd: Fourd, recipe: Path, tmp_path: Path) -> N
     pictures = sorted(path.name for path in (tmp_path / "run/predict/pictures").iterdir())
     assert pictures == ["scene_00000.png", "scene_00005.png"]
     assert (tmp_path / "run/report.html").read_text().count('<figure class="wide">') == 2
+
+
+def test_pictures_predicted_in_python_have_the_recipe_s_frame_rate(recipe: Path) -> None:
+    """The heads tell the frame by its time at 25 frames a second: at 50 they stand at every frame for two."""
+    frames = {25: list(range(6)), 50: [0, 0, 1, 2, 2, 2]}
+    for rate, expected in frames.items():
+        predictions = load(recipe, [f"data.frame_rate={rate}"]).predict(recipe.parent / "scene")
+        assert torch.equal(predictions.depth[0, :, 0], SCENE.depth[expected])
+
+
+def test_every_frame_is_decoded_once(toy_recipe: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though windows overlap."""
+    system = load(toy_recipe, ["stages.predict.window=4", "stages.predict.stride=2"])
+    decoded: list[int] = []
+    decode = VideoFile._decode
+    monkeypatch.setattr(VideoFile, "_decode", lambda video, index: decoded.append(index) or decode(video, index))
+    system.predict(clip)
+    assert decoded == [0, *range(24)], "the first one also to see the size"
 
 
 def refusal(fourd: Fourd, recipe: Path, tmp_path: Path, *pairs: str) -> str:
