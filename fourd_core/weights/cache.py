@@ -62,6 +62,12 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     write_json(manifest_path(path), attrs.asdict(manifest))
 
 
+def forget(path: Path) -> None:
+    """Take the file at `path` and its manifest away."""
+    for file in (path, manifest_path(path)):
+        file.unlink(missing_ok=True)
+
+
 def read_manifest(path: Path) -> Manifest | None:
     """The manifest of the file at `path`; None where it is missing or not one."""
     try:

@@ -78,7 +78,7 @@ def look_into(path: Path, location: str) -> Contents:
         raise WeightsError(f"the checkpoint {location} is damaged or cut short ({error}): fetch it again") from error
 
 
-def describe_checkpoint(state: Mapping[str, Tensor]) -> str:
+def describe_checkpoint(state: Mapping[str, Tensor | Size]) -> str:
     """Whose weights these seem to be, as the main clause of a sentence, by the keys alone."""
     found = families(state)
     if found:

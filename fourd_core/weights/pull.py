@@ -41,7 +41,24 @@ def pull(known: Known, location: str | None = None, sha256: str | None = None) -
         cache.write_manifest(path, facts)
 
     fetch(origin, path, note, sha256=expected_hash(known, sha256), size=asset.size)
+    if asset.signature and asset.sha256 is None:  # nothing else tells this file from any other
+        _refuse_another_kind(known, path)
     return path
+
+
+def _refuse_another_kind(known: Known, path: Path) -> None:
+    from fourd_core.weights.describe import describe_checkpoint, has_signature, look_into
+
+    try:
+        keys = look_into(path, str(path)).tensors
+        problem = None if has_signature(known.asset, keys) else describe_checkpoint(keys)
+    except WeightsError as error:
+        problem = str(error)
+    if problem is not None:
+        cache.forget(path)
+        raise WeightsError(
+            f"what was fetched is not {known.asset.name} ({known.asset.summary}), and is not kept: {problem}"
+        )
 
 
 def expected_hash(known: Known, given: str | None) -> str | None:

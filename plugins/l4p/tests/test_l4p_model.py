@@ -204,3 +204,15 @@ def test_the_published_file_is_converted_by_the_command(
     assert torch.equal(pulled.heads["depth"].dpt.last.weight, direct.heads["depth"].dpt.last.weight)
     for location in (checkpoint, tmp_path / "out/l4p.safetensors", "weights:l4p"):
         assert "CC-BY-NC-SA-4.0" in licence_of(str(location))
+
+
+def test_another_file_is_not_kept_as_l4p(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": {"encoder.weight": torch.zeros(3)}}, tmp_path / "other.ckpt")
+    (tmp_path / "page.ckpt").write_text("<html>")
+    monkeypatch.setenv("FOURD_WEIGHTS", str(tmp_path / "kept"))
+    for name in ("other.ckpt", "page.ckpt"):
+        assert main(["weights", "pull", "l4p", "--from", str(tmp_path / name), "--yes"]) == 2
+        assert "kept" in capsys.readouterr().err
+        assert not [path for path in (tmp_path / "kept").rglob("*") if path.suffix == ".ckpt"]
