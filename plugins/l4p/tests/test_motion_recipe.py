@@ -105,7 +105,7 @@ def test_the_new_head_started_at_random_and_learned(
         return {key: value for key, value in state.items() if key.startswith("heads.moving.")}
 
     start = build_system(recipe(weights, media))
-    assert f"{weights} has nothing for heads.moving: it starts untrained" in capsys.readouterr().err
+    assert f"{weights} has nothing for heads.moving, which starts untrained" in capsys.readouterr().err
     unread = build_system(recipe(weights, media, "weights=none"))
     fresh, learned = moving(start.state_dict()), moving(load_file(run / "train/weights.safetensors"))
     assert fresh.keys() == learned.keys() and len(fresh) > 10
