@@ -132,9 +132,9 @@ def _restore(run: Run, system: System, jobs: dict[str, Job]) -> None:
     elif not (run.recipe.weights or run.recipe.trained or any(run.recipe.stages[name].job == "train" for name in jobs)):
         fresh = [name for name, head in system.heads.items() if cast(Head, head).pretrained() is None]
         if fresh:
-            sys.stderr.write(
-                f"note: nothing has trained {', '.join(fresh)} in {run.folder}, and no weights are named\n"
-            )
+            note = f"nothing has trained {', '.join(fresh)}, and no weights are named"
+            sys.stderr.write(f"note: {note}\n")
+            run.record["notes"] = sorted({*run.record.get("notes", []), note})
 
 
 def _run_stages(run: Run, jobs: dict[str, Job]) -> None:

@@ -135,6 +135,7 @@ def test_results_of_the_same_protocol_stand_beside(fourd: Fourd, toy_recipe: Pat
 def test_results_from_before_training_are_not_mixed_with_it(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
     answer = fourd("run", toy_recipe, "predict", "evaluate", "--out", "a", check=0)
     assert "nothing has trained value" in answer.stderr
+    assert "Note: nothing has trained value" in (tmp_path / "a/report.html").read_text()
     answer = fourd("run", toy_recipe, "--out", "a", check=2)
     assert "evaluate, predict from before train" in answer.stderr
 

@@ -77,6 +77,8 @@ class RunRecord:
     git: GitRecord | None = None
     weights: list[WeightsRecord] = attrs.field(factory=list)
     stages: dict[str, StageRecord] = attrs.field(factory=dict)
+    notes: list[str] = attrs.field(factory=list)
+    """What whoever looks at the results must know."""
 
     @property
     def state(self) -> str:
