@@ -23,7 +23,7 @@ from fourd_core.sinks import MemorySink
 from fourd_core.stitching import AllButFirst, WhereLive
 from fourd_core.streaming import Position, StreamConfig, stream
 from fourd_core.system import System
-from fourd_core.tiles import feather, inside
+from fourd_core.tiles import _Trails, feather, inside
 
 PATCH, FOCAL = 8, 100.0
 SPEC = BackboneSpec((TapSpec(3 * PATCH * PATCH, (1, PATCH, PATCH)),), (1, PATCH, PATCH), (0.0,) * 3, (1.0,) * 3, (8, 4))
@@ -459,3 +459,17 @@ def test_paths_survive_a_stop() -> None:
     assert len(rest) == len(whole) - 2
     for one, other in zip(whole[2:], rest, strict=True):
         assert torch.equal(one.predictions.track.xy, other.predictions.track.xy)
+
+
+def test_a_point_starts_in_a_frame_that_the_video_has() -> None:
+    """Behind the video's end a window goes back; a point that is seen best there still starts where it exists."""
+    view = ViewConfig(view="tiles", pixels=32).view_of((128, 128), (1, 1))
+    assert isinstance(view, TiledView)
+    visibility = torch.linspace(0.6, 0.9, 8).view(1, 8, 1)
+    xy = torch.full((1, 8, 1, 2), 20.0)
+    coarse = Tracks(xy, visibility, torch.ones(1, 8, 1, dtype=torch.bool))
+    queries = Queries(torch.tensor([[-5]]), torch.tensor([[[20.0, 20.0]]]))
+    for real in (8, 3):
+        trails = _Trails(view, coarse, queries, real, None)
+        starts = [found.frame for n in range(len(view.tiles)) if (found := trails.queries(n)) is not None]
+        assert [frame.tolist() for frame in starts] == [[[real - 1]]]
