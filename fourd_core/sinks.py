@@ -158,7 +158,10 @@ def read_prediction(store: ArrayStore, name: str, start: int, stop: int) -> Pred
     if name in store:
         facts: dict[str, Any] = dict(store[name].attrs)
         return Maps(tensor(name), kind=facts["kind"], unit=facts["unit"])
-    fields = [array.partition(".")[2] for array in store if array.startswith(f"{name}.")]
+    # After a stop, arrays of a second pass may be there and empty.
+    fields = [
+        array.partition(".")[2] for array in store if array.startswith(f"{name}.") and store[array].shape[0] >= stop
+    ]
     if not fields:
         return None
     tensors: dict[str, Any] = {field: tensor(f"{name}.{field}") for field in fields}
@@ -197,7 +200,7 @@ class MemorySink(Sink):
         if name not in self.whole:
             self.whole[name] = self._room(item)
         target = self.whole[name].tensors()
-        for field, tensor in item.tensors().items():
+        for field, tensor in sorted(item.tensors().items(), key=lambda entry: entry[0] == "live"):
             target[field][:, first : first + item.frame_count] = tensor
 
     _patch = _append
