@@ -121,16 +121,30 @@ def mirrored(index: int, count: int) -> int:
 
 
 class Reversed(Video):
-    """A video from its end to its beginning."""
+    """A video from its end to its beginning.
+
+    It is read in blocks of frames that fit into `BLOCK_BYTES`: a file can only be decoded forward from a key frame, and
+    to do so for a few frames each time would decode most of them many times.
+    """
+
+    BLOCK_BYTES = 128 * 2**20
 
     def __init__(self, video: Video) -> None:
         self._video = video
+        self._held: dict[int, UInt8[Tensor, "3 h w"]] = {}
         self.name, self.frame_count, self.size = video.name, video.frame_count, video.size
         self.intrinsics = video.intrinsics
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "t 3 h w"]:
         """As `Video.read`."""
-        return self._video.read([self.frame_count - 1 - index for index in indices])
+        wanted = [self.frame_count - 1 - index for index in indices]
+        if missing := [index for index in wanted if index not in self._held]:
+            height, width = self.size
+            last, first = max(missing), max(0, max(missing) + 1 - max(1, self.BLOCK_BYTES // (3 * height * width)))
+            block = range(min(first, min(missing)), last + 1)
+            kept = {index: self._held[index] for index in wanted if index in self._held}
+            self._held = kept | dict(zip(block, self._video.read(block), strict=True))
+        return torch.stack([self._held[index] for index in wanted])
 
     def times(self, indices: Sequence[int]) -> Float[Tensor, " t"]:
         """Times before the end, so that they grow."""

@@ -18,6 +18,7 @@ from fourd_core.sinks import MemorySink
 from fourd_core.stitching import AllButFirst
 from fourd_core.streaming import (
     Position,
+    Reversed,
     StreamConfig,
     mirrored,
     stream,
@@ -243,3 +244,19 @@ def test_frames_that_windows_share_are_decoded_once(direction: str) -> None:
     video.asked = []
     list(stream(clock_system({"points": Follower(direction)}), video, VIEW, StreamConfig(), points(0)))
     assert sorted(video.asked) == list(range(21))
+
+
+def test_backward_a_video_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reversed, "BLOCK_BYTES", 5 * 3 * SIZE[0] * SIZE[1])
+    reads: list[list[int]] = []
+
+    class Noting(Clock):
+        def read(self, indices: Any) -> Any:
+            reads.append(list(indices))
+            return super().read(indices)
+
+    video = Reversed(Noting(12))
+    for start in range(0, 12, 2):
+        frames = video.read([start, start + 1])
+        assert frames[:, 0, 0, 0].tolist() == [11 - start, 10 - start]
+    assert reads == [[7, 8, 9, 10, 11], [2, 3, 4, 5, 6], [0, 1]]
