@@ -36,7 +36,9 @@ class CameraRays(DecoderHead):
     class Config(HeadConfig):
         """The defaults are L4P's."""
 
-        reassemble: tuple[Factors, Factors, Factors, Factors] = ((2.0, 1.0, 1.0), (2.0, 1.0, 1.0), (1.0, 1.0, 1.0), (0.5, 0.5, 0.5))
+        reassemble: tuple[Factors, Factors, Factors, Factors] = (
+            (2.0, 1.0, 1.0), (2.0, 1.0, 1.0), (1.0, 1.0, 1.0), (0.5, 0.5, 0.5),
+        )  # fmt: skip
         """How each tap's tokens are resampled along frames, rows and columns: whole numbers enlarge, 0.5 halves."""
         upsample: tuple[int, int, int] = (1, 1, 1)
         """By how much the fused map is enlarged before the last layers."""

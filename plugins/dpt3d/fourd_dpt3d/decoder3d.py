@@ -45,7 +45,9 @@ class DecoderConfig:
     """Channels behind the fusion, at full size."""
     layer_dims: tuple[int, int, int, int] = (256, 512, 1024, 1024)
     """Channels to which each tap is projected before it is reassembled."""
-    reassemble: tuple[Factors, Factors, Factors, Factors] = ((2.0, 4.0, 4.0), (2.0, 2.0, 2.0), (1.0, 1.0, 1.0), (0.5, 0.5, 0.5))
+    reassemble: tuple[Factors, Factors, Factors, Factors] = (
+        (2.0, 4.0, 4.0), (2.0, 2.0, 2.0), (1.0, 1.0, 1.0), (0.5, 0.5, 0.5),
+    )  # fmt: skip
     """How each tap's tokens are resampled along frames, rows and columns: whole numbers enlarge, 0.5 halves."""
     upsample: tuple[int, int, int] = (1, 2, 2)
     """By how much the fused map is enlarged before the last layers."""
