@@ -12,7 +12,11 @@ import torch
 import zarr
 from helpers import Fourd, shell_environment, with_lines, write_video
 
-from fourd_core.jobs.place import size_of
+from fourd_core.jobs.place import Place, size_of
+from fourd_core.media.arrays import ArrayStore
+from fourd_core.media.views import exact
+from fourd_core.sinks import ArraySink
+from fourd_core.streaming import Position
 
 
 def test_a_killed_prediction_with_a_memory_ends_with_the_same_bits(
@@ -54,3 +58,26 @@ def test_the_size_of_a_state() -> None:
 )
 def test_windows_that_cannot_be_name_their_key(fourd: Fourd, toy_recipe: Path, key: str, says: str) -> None:
     assert says in fourd("run", toy_recipe, "predict", "--set", key, "--out", "a", check=2).stderr
+
+
+def test_a_place_is_kept_and_found_again(tmp_path: Path) -> None:
+    """Small states at every window, large ones now and then, or at once; what the sink knew comes back too."""
+    view = exact((8, 12), (8, 12))
+    store = ArrayStore(tmp_path / "clip.zarr", attributes={"frames": 4})
+    store.append("depth", torch.zeros(4, 1, 8, 12))
+    sink = ArraySink(store, view, "video")
+    sink.restore({"points forward": torch.tensor([2.5])})
+    place = Place(store, sink)
+    large = Position(False, 2, {"points": [torch.zeros(2**19)]})
+    place.save(large)
+    assert not (tmp_path / "clip.position.pt").exists()
+    place.save(large, at_once=True)
+    other = ArraySink(store, view, "video")
+    found = Place(store, other).load(torch.device("cpu"))
+    assert (found.reverse, found.start) == (False, 2)
+    assert other.state["points forward"].tolist() == [2.5]
+    assert store.done == 2  # what was written behind the place is dropped
+    place.save(Position(False, 2))
+    assert Place(store, other).load(torch.device("cpu")).states == {}
+    place.forget()
+    assert not (tmp_path / "clip.position.pt").exists()
