@@ -149,11 +149,13 @@ class CueMaps:
         disparity  `c = 1`, proportional to 1 / depth, >= 0
         map        any number of channels that belong to the scene point (a feature, a brightness, a label)
     `valid` is False where the provider knows that its number means nothing; None: valid everywhere.
+    `disagreement`, of flow: how far from its start the way there and back ends, in half frames; None: not computed.
     """
 
     values: Float[Tensor, "b t c h w"]
     kind: CueKind
     valid: Bool[Tensor, "b t 1 h w"] | None = None
+    disagreement: Float[Tensor, "b t 1 h w"] | None = None
 
     def __attrs_post_init__(self) -> None:
         _, t, c, _, _ = self.values.shape

@@ -237,6 +237,8 @@ class CueProvider(Component):
     kind: CueKind
     channels: int | None = None
     """How many channels its maps have; needed only of a `map` cue by a read-out that is trained, not solved."""
+    each_frame_alone: bool = False
+    """Whether a frame's maps depend on that frame alone, so that they can be kept once for all clips it is part of."""
 
     @abstractmethod
     def __call__(self, clip: Clip) -> CueMaps:
@@ -247,12 +249,39 @@ Sample = dict[str, Tensor]
 """One training sample, named tensors without batch axis; samples of one objective stack to a batch."""
 
 
+@attrs.frozen
+class Draw:
+    """Which frames a training sample is made of."""
+
+    video: int
+    """Number in `Dataset.videos(split)`."""
+    frames: tuple[int, ...]
+    """In the order of time."""
+
+
+class KeptCues(ABC):
+    """What teachers said about the frames of training samples, kept by a stage with `job = "cues"`."""
+
+    @abstractmethod
+    def read(self, cue: str, video: Video, frames: Sequence[int]) -> CueMaps:
+        """The maps of these frames as one clip, float32 on the CPU: `1 t c h w`.
+
+        Raises:
+            RunError: they are not kept, or no longer readable.
+        """
+
+
 class Objective(nn.Module, Component):
     """How a system learns. Built as `cls(config, system)`.
 
     Parameters of its own (an ERM read-out, say) are trained and saved beside the system's. The system is handed to each
     call and must not be kept as a submodule.
+
+    Attributes:
+        kept_cues: what teachers said about the samples' frames, where that was computed before; None: ask them.
     """
+
+    kept_cues: KeptCues | None = None
 
     @abstractmethod
     def sample(self, data: Dataset, split: Split, generator: torch.Generator) -> Sample:
@@ -262,11 +291,32 @@ class Objective(nn.Module, Component):
     def forward(self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalar losses; `"loss"` is the one to minimise, the others are logged beside it."""
 
+    def describe(self, data: Dataset, batch: Mapping[str, Tensor]) -> str:
+        """Which videos and frames a batch is made of, for the message about one that cannot be learned from."""
+        return ""
+
+    # What follows is for objectives whose teachers may be asked before training, by a stage with `job = "cues"`.
+
+    def draw(self, data: Dataset, split: Split, generator: torch.Generator) -> Draw | None:
+        """Which frames `sample` will take, given an equal generator; decodes nothing. None: cues cannot be kept."""
+        return None
+
+    def cue_frames(self, video: Video, frames: Sequence[int]) -> UInt8[Tensor, "t 3 h w"]:
+        """These frames as the teachers shall see them."""
+        raise NotImplementedError(f"{type(self).__name__} draws samples but does not say what teachers see of them")
+
+    def cue_view(self) -> dict[str, Any]:
+        """What `cue_frames` depends on beside its arguments (sizes, crops), as plain JSON values."""
+        return {}
+
 
 class Video(ABC):
     """Random access to the frames of one video, decoded when asked for."""
 
     name: str
+    """Where it is, for people: a path or URL."""
+    key: str = ""
+    """What it is called within its data set, the same on every machine; empty: as `name`."""
     frame_count: int
     size: tuple[int, int]
     """Height and width of the frames that `read` returns, rotation metadata applied."""
@@ -294,7 +344,8 @@ class Dataset(Component):
 
     @abstractmethod
     def videos(self, split: Split) -> Sequence[Video]:
-        """The videos of a split; `held_out` never shares a frame with `train`."""
+        """The videos of a split, perhaps opened one by one as they are taken; `held_out` never shares a frame with
+        `train`."""
 
 
 @attrs.frozen
@@ -306,10 +357,18 @@ class Result:
     """One dict per row, first key the row's name; a missing column is left blank."""
     protocol: dict[str, Any]
     """Everything that a number depends on (data, resolution, split, seed, alignment ...), as plain JSON values."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know beside the table: that the data set is not the published one, say. A sentence each."""
+    score: float | None = None
+    """The system's quality in one number, higher is better, by which training keeps its best weights."""
 
 
 class Metric(Component):
     """A measurement of a system on data. Built as `cls(config)`."""
+
+    def available(self, system: System, data: Dataset) -> bool:
+        """Whether what it measures on is there; training validates by the first of its metrics that is available."""
+        return True
 
     def prepare(self, system: System, data: Dataset) -> None:
         """Find what is wrong with the data or the recipe before the run writes or trains anything.

@@ -46,23 +46,35 @@ CORE = "fourd-core"
 PREFIX = "fourd-plugin-"
 
 KNOWN = {
+    "ade20k": "evals",
     "camera_rays": "dpt3d",
     "chain": "sam-sparse",
+    "coco_stuff": "evals",
+    "davis_knn": "evals",
+    "davis_probe": "evals",
+    "davis_quick_probe": "evals",
     "depth3d": "dpt3d",
+    "depth_anything": "depth-anything",
+    "depth_probe": "evals",
     "dinov2": "dinov2",
     "dis": "dis",
     "effnet": "effnet",
     "flow3d": "dpt3d",
+    "flow_probe": "evals",
     "lila": "lila",
     "lila_cue_error": "lila",
     "motion3d": "dpt3d",
     "motion_mask": "l4p",
+    "nyu_normals": "evals",
     "pixel_decoder": "dpt3d",
+    "raft": "raft",
     "sam_track": "sam-sparse",
+    "sea_raft": "raft",
     "shared_intrinsics": "dpt3d",
     "tensorboard": "tensorboard",
     "track_memory": "sam-sparse",
     "videomae": "videomae",
+    "zero_shot": "evals",
 }
 """Which of our plugins brings which component, for the sentence that says what to install."""
 

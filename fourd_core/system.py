@@ -187,9 +187,10 @@ class System(nn.Module):
                 load_weights(objective, own, location=location)
 
     def load_parts(self, state: Mapping[str, Tensor], location: str) -> list[str]:
-        """Give the backbone, each head and each memory what a file of weights has for it, whole.
+        """Give the backbone, each head and each memory what a file of weights has for it.
 
-        Other parts of the file are left aside, and so is what the file has nothing for.
+        A part is given whole, or, where it has pretrained weights of its own, laid over these. Other parts of the file
+        are left aside, and so is what the file has nothing for.
 
         Returns:
             the parts with parameters that the file has nothing for, as sections of the recipe.
@@ -207,7 +208,8 @@ class System(nn.Module):
             )
         for name, own in given.items():
             if own:
-                load_weights(parts[name], own, location=location)
+                has_others = cast(Component, parts[name]).pretrained() is not None
+                load_weights(parts[name], own, location=location, optional=[""] if has_others else [])
         return [name for name, part in parts.items() if not given[name] and part.state_dict()]
 
     def untrained(self) -> System:

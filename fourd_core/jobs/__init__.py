@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fourd_core.system import System
 
 JOBS: dict[str, str] = {
+    "cues": "fourd_core.jobs.cues:CuesConfig",
     "train": "fourd_core.jobs.train:TrainConfig",
     "predict": "fourd_core.jobs.predict:PredictConfig",
     "evaluate": "fourd_core.jobs.evaluate:EvaluateConfig",

@@ -51,7 +51,7 @@ class EvaluateJob(Job):
 
 def as_table(result: Result) -> dict[str, Any]:
     """A result as plain JSON values."""
-    return {"title": result.title, "rows": [dict(row) for row in result.rows], "protocol": result.protocol, "notes": []}
+    return {"title": result.title, "rows": [dict(row) for row in result.rows], "protocol": result.protocol, "notes": list(result.notes)}
 
 
 def _read_results(place: str) -> list[dict[str, Any]]:

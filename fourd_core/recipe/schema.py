@@ -88,6 +88,22 @@ class QueriesConfig:
             raise ValueError("mask chooses among the points of a grid: set grid too")
 
 
+@attrs.frozen
+class ClusterConfig:
+    """A section `[cluster]`: where a stage with many independent pieces of work runs; without it, in threads."""
+
+    address: str | None = None
+    """A running dask scheduler, `tcp://host:8786`; `--cluster` on the command line sets it."""
+    workers: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    """Start so many worker processes on this machine instead."""
+    threads: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    """Threads of each of these."""
+
+    def __attrs_post_init__(self) -> None:
+        if (self.address is None) == (self.workers is None):
+            raise ValueError("set either address (a running scheduler) or workers (how many to start here)")
+
+
 def _check_names(_instance: object, _field: object, value: dict[str, Any]) -> None:
     # The names become file names and parts of parameter names.
     for name in value:
@@ -157,5 +173,10 @@ class Recipe:
     """`[data]`: the videos; without `use` it is one video, `video = "..."`."""
     queries: QueriesConfig | None = None
     """`[queries]`: the points that tracking heads follow."""
+    cue_cache: Location | None = None
+    """Where a stage with `job = "cues"` keeps what teachers say and training looks for it (Zarr); None: teachers are
+    asked as training goes."""
+    cluster: ClusterConfig | None = None
+    """`[cluster]`: many processes or machines for a stage with `job = "cues"`."""
     stages: dict[str, StageConfig] = attrs.field(factory=dict, validator=_check_names)
     """`[stages.NAME]`: what is done, in the file's order."""

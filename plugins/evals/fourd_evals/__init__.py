@@ -1,0 +1,1 @@
+"""Readers of public data sets, metrics and the papers' evaluation protocols."""
