@@ -279,9 +279,11 @@ class Objective(nn.Module, Component):
 
     Attributes:
         kept_cues: what teachers said about the samples' frames, where that was computed before; None: ask them.
+        skip_videos: keys of videos that cannot be read; `draw` and `sample` take others instead.
     """
 
     kept_cues: KeptCues | None = None
+    skip_videos: frozenset[str] = frozenset()
 
     @abstractmethod
     def sample(self, data: Dataset, split: Split, generator: torch.Generator) -> Sample:

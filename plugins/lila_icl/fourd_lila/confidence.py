@@ -24,15 +24,17 @@ def sample_along(
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def flow_agreement(
-    flow: Float[Tensor, "b 2 h w"],
-    opposite: Float[Tensor, "b 2 h w"],
-    temperature: float = 0.05,
-    assume_square: bool = False,
-) -> Bool[Tensor, "b 1 h w"]:
-    """True where going along `flow` and back along `opposite` ends near the start.
+def disagreement(flow: Float[Tensor, "b 2 2 h w"], assume_square: bool = False) -> Float[Tensor, "b 2 1 h w"]:
+    """How far from its start the way along a flow and back along the opposite one ends, in half frames.
 
-    "Near" is exp(-error / temperature) > 0.5, the error in half frames: 3.9 px of a 224 px frame at 0.05.
+    Args:
+        flow: of both frames of a pair, each to the other, in half frames.
     """
-    error = (flow + sample_along(opposite, flow, assume_square)).norm(dim=1, keepdim=True)
+    there, back = flow.flatten(0, 1), flow.flip(1).flatten(0, 1)
+    error: Tensor = (there + sample_along(back, there, assume_square)).norm(dim=1, keepdim=True)
+    return error.unflatten(0, flow.shape[:2])
+
+
+def agreement(error: Float[Tensor, "*shape"], temperature: float = 0.05) -> Bool[Tensor, "*shape"]:
+    """Where flow can be trusted: exp(-error / temperature) > 0.5, so 3.9 px of a 224 px frame at 0.05."""
     return torch.exp(-error / temperature) > 0.5

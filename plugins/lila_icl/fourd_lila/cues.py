@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fourd_core.data import CueMaps
-from fourd_lila.confidence import flow_agreement
+from fourd_lila.confidence import agreement, disagreement
 from fourd_lila.crops import cut_maps
 
 DISPARITY_SCALE, DISPARITY_OFFSET, FARTHEST = 0.01, 0.1, 0.9
@@ -47,7 +47,7 @@ def pair_cue(maps: CueMaps, temperature: float = 0.05) -> PairCue:
     """A teacher's answer for clips of (query, context) as scene cues with their confidence, in float32.
 
     Args:
-        temperature: how strictly forward and backward flow must agree, see `flow_agreement`.
+        temperature: how strictly forward and backward flow must agree, see `agreement`.
     """
     values = maps.values.float()
     known = torch.ones_like(values[:, :, :1], dtype=torch.bool) if maps.valid is None else maps.valid
@@ -56,8 +56,8 @@ def pair_cue(maps: CueMaps, temperature: float = 0.05) -> PairCue:
     if maps.kind == "flow":
         flow = half_frames(values.flatten(0, 1)).unflatten(0, (-1, 2))
         there, back = flow.unbind(1)
-        agree = [flow_agreement(there, back, temperature), flow_agreement(back, there, temperature)]
-        values, valid = torch.stack([there, -back], dim=1), valid & torch.stack(agree, dim=1)
+        agree = agreement(disagreement(flow) if maps.disagreement is None else maps.disagreement.float(), temperature)
+        values, valid = torch.stack([there, -back], dim=1), valid & agree
     elif maps.kind == "disparity":
         values, trusted = depth_from_disparity(values)
         valid = valid & trusted

@@ -8,7 +8,7 @@ Source: LILA paper, method; google-research/lila, dpt_lila.py `forward_cross` an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Literal, cast
 
@@ -17,18 +17,20 @@ import torch
 import torch.nn.functional as F
 from attrs.validators import ge, gt
 from fourd_pamr import PAMR, Stage
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from fourd_core.data import Clip, CueKind, Prediction, TokenMap, Tokens
 from fourd_core.errors import MediaError, PluginError
-from fourd_core.interfaces import CueProvider, Dataset, Head, Objective, Sample, Split
+from fourd_core.interfaces import CueProvider, Dataset, Draw, Head, Objective, Sample, Split, Video
 from fourd_core.kernels.gradient_matching import GradientForm, gradient_matching, masked_l1
 from fourd_core.precision import own_precision
 from fourd_core.system import System
-from fourd_lila.crops import base_frames, random_crop, random_flip, resize
+from fourd_lila import kept
+from fourd_lila.crops import Crop, base_frames, random_crop, random_flip, resize
 from fourd_lila.cues import PairCue, cut_cue, pair_cue, stack_cues
 from fourd_lila.distillation import pick_channels, random_channels
+from fourd_lila.draws import draw_below, draw_video
 from fourd_lila.in_context import predict, solve_readout
 
 DISTILLATION = "self-distillation"
@@ -89,14 +91,18 @@ class LILA(Objective):
         """The head that learns; its prediction is the pixel features."""
         mode: Literal["in_context", "erm"] = "in_context"
         """Solve the read-out on the context frame, or train one and let each frame predict its own cues."""
-        roles: Literal["reference", "paper"] = "reference"
-        """The context is the later frame (as the reference code has it) or the earlier one (as the paper says)."""
+        roles: Literal["reference", "paper", "random"] = "reference"
+        """The context is the later frame (as the reference code has it), the earlier one (as the paper says), or
+        either (as where the reference code reads video files)."""
         base_size: int = attrs.field(default=480, validator=gt(0))
         """Frames are resized and cut to this square before views are drawn, in pixels."""
         view_size: int = attrs.field(default=224, validator=gt(1))
         """Side of the views, and of the full frames that the teachers see, in pixels."""
         max_gap: int = attrs.field(default=5, validator=ge(1))
         """The later frame of a pair is 1 to this many frames later (fewer at the end of the video)."""
+        last_with_itself: bool = False
+        """Let the video's last frame be the first of a pair too, which is then paired with itself: no motion, and
+        nothing to learn from it; the reference code does."""
         query_area: tuple[float, float] = attrs.field(default=(0.3, 1.0), validator=_share)
         """Range of the query view's share of the frame's area."""
         context_area: tuple[float, float] = attrs.field(default=(0.8, 0.8), validator=_share)
@@ -157,6 +163,7 @@ class LILA(Objective):
                 f'[cues.{DISTILLATION}]: a cue may not be called "{DISTILLATION}", which is what the encoder\'s own '
                 "features are called in tables; give it another name"
             )
+        self.cue_names = tuple(system.cues)
         self.distill_tap = spec.tap(config.distill_tap)
         self.pamr = PAMR(config.pamr) if config.pamr is not None else None
         self.readout = (
@@ -180,33 +187,73 @@ class LILA(Objective):
     def sample(self, data: Dataset, split: Split, generator: torch.Generator) -> Sample:
         """A pair of frames and a view of each, query first: `frames`, `views` (uint8), and the views' `theta`.
 
+        Where teachers were asked before, what they said stands instead of the `frames`. They saw frames that were not
+        mirrored then: a mirrored pair gets their maps mirrored, where otherwise they see it mirrored, as in the
+        reference.
+
         Raises:
             MediaError: no video, or one of fewer than two frames.
         """
         config = self.config
-        videos = data.videos(split)
-        if not videos:
-            raise MediaError(f'the data has no video in its part "{split}"; LILA needs at least one')
-        video = videos[_draw(len(videos), generator)]
+        drawn = self.draw(data, split, generator)
+        video = data.videos(split)[drawn.video]
+        later_is_query = config.roles == "paper" or (config.roles == "random" and random_flip(generator, 0.5))
+        frames = base_frames(video.read(drawn.frames), config.base_size)
+        mirrored = random_flip(generator, config.flip)
+        crops = self._crops(generator)
+        if later_is_query:
+            frames = frames.flip(0)
+        if mirrored:
+            frames = frames.flip(-1)
+        sample = {
+            "pair": torch.tensor([drawn.video, *drawn.frames]),
+            "views": torch.stack([c.cut(f, config.view_size) for c, f in zip(crops, frames, strict=True)]),
+            "theta": torch.stack([crop.theta(config.base_size) for crop in crops]),
+        }
+        if self.kept_cues is None:
+            return sample | {"frames": self._seen(frames)}
+        for name in self.cue_names:
+            maps = self.kept_cues.read(name, video, drawn.frames)
+            sample |= kept.as_sample(name, kept.turned(maps, later_is_query, mirrored))
+        return sample
+
+    def _crops(self, generator: torch.Generator) -> tuple[Crop, Crop]:
+        config = self.config
+        query = random_crop(config.base_size, config.query_area, generator)
+        query = attrs.evolve(query, flip=random_flip(generator, config.flip))
+        return query, random_crop(config.base_size, config.context_area, generator)
+
+    def _seen(self, frames: UInt8[Tensor, "t 3 base base"]) -> UInt8[Tensor, "t 3 v v"]:
+        return resize(frames, (self.config.view_size, self.config.view_size))
+
+    def draw(self, data: Dataset, split: Split, generator: torch.Generator) -> Draw:
+        """A video, a frame of it, and a later one: the first of the random choices of `sample`.
+
+        Raises:
+            MediaError: as `sample`.
+        """
+        number, video = draw_video(data, split, self.skip_videos, generator)
         if video.frame_count < 2:
             raise MediaError(
                 f'{video.name}: LILA needs pairs of frames, and part "{split}" of this video has {video.frame_count}; '
                 "take a longer video or leave it out"
             )
-        first = _draw(video.frame_count - 1, generator)
-        last = min(first + 1 + _draw(config.max_gap, generator), video.frame_count - 1)
-        times = (first, last) if config.roles == "reference" else (last, first)
-        frames = base_frames(video.read(times), config.base_size)
-        if random_flip(generator, config.flip):
-            frames = frames.flip(-1)
-        query = random_crop(config.base_size, config.query_area, generator)
-        query = attrs.evolve(query, flip=random_flip(generator, config.flip))
-        crops = (query, random_crop(config.base_size, config.context_area, generator))
-        return {
-            "frames": resize(frames, (config.view_size, config.view_size)),
-            "views": torch.stack([c.cut(f, config.view_size) for c, f in zip(crops, frames, strict=True)]),
-            "theta": torch.stack([crop.theta(config.base_size) for crop in crops]),
-        }
+        last = video.frame_count - 1
+        first = draw_below(last + self.config.last_with_itself, generator)
+        return Draw(number, (first, min(first + 1 + draw_below(self.config.max_gap, generator), last)))
+
+    def cue_frames(self, video: Video, frames: Sequence[int]) -> UInt8[Tensor, "t 3 v v"]:
+        """The whole frames as the teachers see them, not mirrored."""
+        return self._seen(base_frames(video.read(frames), self.config.base_size))
+
+    def cue_view(self) -> dict[str, Any]:
+        """The sizes to which frames are brought."""
+        return {"base_size": self.config.base_size, "view_size": self.config.view_size}
+
+    def describe(self, data: Dataset, batch: Mapping[str, Tensor]) -> str:
+        """The pairs of a batch: each video with its two frames."""
+        videos = data.videos("train")
+        return ", ".join(f"{videos[v].name} frames {i} and {j}" for v, i, j in batch["pair"].tolist())
 
     def forward(self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """`loss` = `l1` + edge_weight * `edge`."""
@@ -226,27 +273,31 @@ class LILA(Objective):
     @torch.no_grad()
     def prepare(self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator) -> Pairs:
         """Everything of a batch that does not learn: the views' tokens and their cues."""
-        views, frames = batch["views"].float() / 255, batch["frames"].float() / 255
+        views = batch["views"].float() / 255
         clip = Clip(views.flatten(0, 1)[:, None])
         tokens = system.encode(clip.frames, taps=(self.distill_tap,) if self.config.distill_channels else ())
         with own_precision(views.device):  # teachers and geometry in float32, as the reference
-            return self._pairs(tokens, clip, self._cues(system, Clip(frames), batch["theta"]), generator)
+            return self._pairs(tokens, clip, self._cues(system, batch), generator)
 
-    def _cues(self, system: System, frames: Clip, theta: Float[Tensor, "b 2 2 3"]) -> dict[str, PairCue]:
-        """What every teacher says about the whole frames, cut to the views.
+    def _cues(self, system: System, batch: Mapping[str, Tensor]) -> dict[str, PairCue]:
+        """What every teacher says, or said, about the whole frames, cut to the views.
 
         Raises:
             PluginError: a teacher's maps have another number of channels than its class says.
         """
         config, cues = self.config, {}
         for name, provider in system.cues.items():
-            maps, declared = provider(frames), _declared_channels(provider)
+            maps, declared = kept.from_batch(name, provider.kind, batch), _declared_channels(provider)
+            if maps is None:
+                maps = provider(Clip(batch["frames"].float() / 255))
             if declared not in (None, maps.values.shape[2]):
                 raise PluginError(
                     f"[cues.{name}]: {type(provider).__name__} gave maps of {maps.values.shape[2]} channels where it "
                     f"declares {declared}; correct its `kind`, its `channels` or its maps"
                 )
-            cues[name] = cut_cue(pair_cue(maps, config.temperature), theta, config.view_size, config.correct_flow)
+            cues[name] = cut_cue(
+                pair_cue(maps, config.temperature), batch["theta"], config.view_size, config.correct_flow
+            )
         return cues
 
     def _pairs(self, tokens: Tokens, clip: Clip, cues: Mapping[str, PairCue], generator: torch.Generator) -> Pairs:
@@ -303,11 +354,6 @@ class LILA(Objective):
 def _declared_channels(cue: CueProvider) -> int | None:
     """How many channels a teacher's maps have, by its kind or by its own word; None where neither says it."""
     return CHANNELS.get(cue.kind) or cue.channels
-
-
-def _draw(count: int, generator: torch.Generator) -> int:
-    """A uniform number below `count`."""
-    return int(torch.randint(count, (), generator=generator))
 
 
 def _slices(widths: Mapping[str, int]) -> dict[str, slice]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
-from fourd_lila.confidence import flow_agreement, sample_along
+from fourd_lila.confidence import agreement, disagreement, sample_along
 from fourd_lila.crops import Crop, base_frames, cut_maps, random_crop
 from fourd_lila.cues import PairCue, cut_cue, depth_from_disparity, pair_cue, stack_cues
 from safetensors import safe_open
@@ -84,8 +84,9 @@ def test_confidence_equals_the_stored_one() -> None:
     stored = load_file(DATA / "confidence.safetensors")
     f01, f10 = stored["flow01"], stored["flow10"]
     assert_stored(sample_along(f10, f01), stored["flow10_warped"])
-    for flow, back, name in ((f01, f10, "conf01"), (f10, f01, "conf10")):
-        assert torch.equal(flow_agreement(flow, back, 0.05).float().expand(-1, 2, -1, -1), stored[name][:, :2])
+    agree = agreement(disagreement(torch.stack([f01, f10], 1)), 0.05).float()
+    for frame, name in enumerate(("conf01", "conf10")):
+        assert torch.equal(agree[:, frame].expand(-1, 2, -1, -1), stored[name][:, :2])
     flows = CueMaps(torch.stack([f01, f10], 1) * 12, "flow")  # 24 pixels are two half frames of 12
     cue = pair_cue(flows, 0.05)
     assert torch.equal(cue.valid[:, :, 0], torch.stack([stored["conf01"][:, 0], stored["conf10"][:, 0]], 1))

@@ -38,6 +38,7 @@ def system(build: Build, cues: dict[str, CueProvider]) -> System:
 def test_samples_hold_two_frames_and_their_views(config: LILA.Config, system: System, moving) -> None:
     sample = LILA(config, system).sample(moving(), "train", seeded())
     assert {k: (tuple(v.shape), v.dtype) for k, v in sample.items()} == {
+        "pair": ((3,), torch.int64),
         "frames": ((2, 3, 32, 32), torch.uint8),
         "views": ((2, 3, 32, 32), torch.uint8),
         "theta": ((2, 2, 3), torch.float32),
