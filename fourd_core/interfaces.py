@@ -240,6 +240,13 @@ class CueProvider(Component):
     each_frame_alone: bool = False
     """Whether a frame's maps depend on that frame alone, so that they can be kept once for all clips it is part of."""
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Refuse clips of a height and width that the provider cannot work on; asked before anything runs.
+
+        Raises:
+            ValueError: which sizes it takes, and what to set.
+        """
+
     @abstractmethod
     def __call__(self, clip: Clip) -> CueMaps:
         """Cue maps of every frame at the clip's own resolution; flow needs clips of exactly two frames."""

@@ -80,7 +80,8 @@ class System(nn.Module):
         backbone: the encoder, always in evaluation mode and without gradient.
         heads: by name.
         memories: by the name of the head they serve.
-        cues: teachers by name; used by objectives, not by `forward`.
+        cues: teachers by name; used by objectives, not by `forward`. Their weights are read at their first call or by
+            `load_cues`: a system that only predicts needs none.
         objectives: by the name of their training stage; they may own trained parameters.
     """
 
@@ -101,8 +102,10 @@ class System(nn.Module):
         self.cues = NamedCues(cues or {})
         self._learned_cues = nn.ModuleList(c for c in self.cues.values() if isinstance(c, nn.Module))
         self._learned_cues.requires_grad_(False)
+        self.unread_cues: dict[str, CueProvider] = {}
         self.objectives = NamedModules("stages")
         self.recipe = recipe
+        self.starts_fresh = False
         self.train(False)
 
     @property
@@ -115,6 +118,23 @@ class System(nn.Module):
     def taps(self) -> tuple[int, ...]:
         """The backbone layers that some head reads."""
         return tuple(sorted({tap for head in self.heads.values() for tap in _taps(head)}))
+
+    def load_cues(self) -> None:
+        """Read the weights of the teachers that have some and were not called yet.
+
+        Raises:
+            WeightsError: missing, or not theirs.
+        """
+        unread, self.unread_cues = self.unread_cues, {}
+        _load_pretrained({f"cues.{name}": cue for name, cue in unread.items()})
+
+    def _load_cues_when_called(self) -> None:
+        for name, cue in self.cues.items():
+            if isinstance(cue, nn.Module) and cue.pretrained() is not None:
+                self.unread_cues[name] = cue
+                cue.register_forward_pre_hook(lambda *_: self.load_cues())
+            else:
+                _load_pretrained({f"cues.{name}": cue})
 
     def train(self, mode: bool = True) -> System:
         """Switch heads, memories and objectives; the frozen backbone and the teachers stay in evaluation mode."""
@@ -209,7 +229,12 @@ class System(nn.Module):
         for name, own in given.items():
             if own:
                 has_others = cast(Component, parts[name]).pretrained() is not None
-                load_weights(parts[name], own, location=location, optional=[""] if has_others else [])
+                lacks = own.keys() < parts[name].state_dict().keys()
+                advice = f"The file has only a part of [{name}]: give that section weights of its own too"
+                load_weights(
+                    parts[name], own, location=location,
+                    optional=[""] if has_others else [], advice=advice if lacks else "",
+                )  # fmt: skip
         return [name for name, part in parts.items() if not given[name] and part.state_dict()]
 
     def untrained(self) -> System:
@@ -218,7 +243,8 @@ class System(nn.Module):
             raise RunError("a system that was not built from a recipe does not know how it was initialised")
         heads, memories = _build_heads(self.recipe, self.backbone)
         system = System(self.backbone, heads, memories, self.cues, self.recipe)
-        _load_named_weights(system, self.recipe)
+        if not self.starts_fresh:
+            _load_named_weights(system, self.recipe)
         return system.to(self.device)
 
     def predict(self, video: str | Path, queries: QueryPoints = None, limit_gb: float = 8.0) -> Predictions:
@@ -302,24 +328,30 @@ def _load_pretrained(components: Mapping[str, Component]) -> None:
         component.load_pretrained()
 
 
-def build_system(recipe: Recipe) -> System:
+def build_system(recipe: Recipe, named_weights: bool = True) -> System:
     """The system that a recipe describes, on the current default device, with the weights it names.
 
     On the meta device (`with torch.device("meta")`) nothing is read and no memory is taken.
+
+    Args:
+        named_weights: False leaves the recipe's `weights` and `trained` alone, for a training that starts afresh.
     """
     seed = recipe.seed
     backbone: Backbone = build_component(recipe.backbone, seed, "backbone")
     cues = {name: build_component(s, seed, f"cues.{name}") for name, s in recipe.cues.items()}
-    _load_pretrained({"backbone": backbone, **{f"cues.{name}": cue for name, cue in cues.items()}})
+    _load_pretrained({"backbone": backbone})
     heads, memories = _build_heads(recipe, backbone)
     system = System(backbone, heads, memories, cues, recipe)
+    system._load_cues_when_called()
     for name, stage in recipe.stages.items():
         section = getattr(stage.config, "objective", None)
         if section is not None:
             objective: Objective = build_component(section, seed, f"stages.{name}.objective", system)
             system.objectives[name] = objective
     system.train(False)
-    _load_named_weights(system, recipe)
+    system.starts_fresh = not named_weights
+    if named_weights:
+        _load_named_weights(system, recipe)
     return system
 
 

@@ -99,20 +99,24 @@ class PixelDecoder(Head):
 
 
 class FusionDecoder(nn.Module):
-    """Four maps, shallow to deep, to one map of any size: `latent_head` of the official files.
+    """Four maps, shallow to deep, to one map of any size: `latent_head` of LILA's files, `depth_head` of others.
 
     Args:
         dims: channels of the four maps.
         out_channels: channels to which they are projected.
         reassemble: by how much each is resampled afterwards.
-        features: channels of the fusion; the answer has half as many.
+        features: channels of the fusion.
+        hidden: channels between the last two convolutions; by default half of the fusion's.
+        channels: of the answer; by default half of the fusion's.
     """
 
     def __init__(
-        self, dims: Sequence[int], out_channels: Sequence[int], reassemble: Sequence[float], features: int
-    ) -> None:
+        self, dims: Sequence[int], out_channels: Sequence[int], reassemble: Sequence[float], features: int,
+        hidden: int | None = None, channels: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         half = features // 2
+        hidden, channels = hidden or half, channels or half
         self.projects = nn.ModuleList([nn.Conv2d(dim, c, 1) for dim, c in zip(dims, out_channels, strict=True)])
         self.resize_layers = nn.ModuleList([reassembly(c, f) for c, f in zip(out_channels, reassemble, strict=True)])
         self.scratch = nn.ModuleDict(
@@ -121,7 +125,7 @@ class FusionDecoder(nn.Module):
             | {
                 "output_conv1": nn.Conv2d(features, half, 3, padding=1),
                 "output_conv2": nn.Sequential(
-                    nn.Conv2d(half, half, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(half, half, 1)
+                    nn.Conv2d(half, hidden, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1)
                 ),
             }
         )

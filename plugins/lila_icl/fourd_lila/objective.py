@@ -156,6 +156,11 @@ class LILA(Objective):
             raise ValueError(
                 f"view_size = {config.view_size} is not divisible by the backbone's {rows} x {columns} pixels"
             )
+        for name, cue in system.cues.items():
+            try:
+                cue.check_size((config.view_size, config.view_size))
+            except ValueError as error:
+                raise ValueError(f"[cues.{name}] cannot work on views of {config.view_size} pixels: {error}") from error
         if not (config.distill_channels or system.cues):
             raise ValueError("there is nothing to learn: add a section [cues.NAME] or set distill_channels above 0")
         if DISTILLATION in system.cues:

@@ -342,3 +342,17 @@ def test_refinement_must_end_at_the_views_size() -> None:
 def test_impossible_crop_areas_are_refused(area: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="query_area must be two shares"):
         LILA.Config(query_area=area)
+
+
+def test_a_teacher_that_cannot_take_the_views_is_named(config: LILA.Config, build: Build) -> None:
+    class Picky(CueProvider):
+        kind = "disparity"
+
+        def check_size(self, size: tuple[int, int]) -> None:
+            raise ValueError(f"{size[0]} rows are not divisible by 14")
+
+        def __call__(self, clip: Clip) -> CueMaps:
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"\[cues.depth\] cannot work on views of 32 pixels: 32 rows are not"):
+        LILA(config, build({"depth": Picky()}))
