@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fourd_core.errors import RunError
+from fourd_core.errors import RecipeError, RunError
 from fourd_core.files import write_json
 from fourd_core.interfaces import Metric, Result
 from fourd_core.jobs import Job
@@ -33,9 +34,19 @@ class EvaluateJob(Job):
             name: build_component(section, self.recipe.seed, f"{where}.{name}")
             for name, section in self.config.metrics.items()
         }
+        self._leave_out_what_lacks_data()
         for metric in self.metrics.values():
             metric.prepare(self.system, self.data)
         self.others = [(place, _read_results(place)) for place in self.config.beside]
+
+    def _leave_out_what_lacks_data(self) -> None:
+        absent = [name for name, metric in self.metrics.items() if not metric.available(self.system, self.data)]
+        keys = ", ".join(f"stages.{self.stage}.metrics.{name}.root" for name in absent)
+        if absent and len(absent) == len(self.metrics):
+            raise RecipeError(f"[stages.{self.stage}] has nothing to measure: no data set is named; set {keys}")
+        if absent:
+            sys.stderr.write(f"note: {', '.join(absent)} not measured, since no data set is named: {keys}\n")
+        self.metrics = {name: metric for name, metric in self.metrics.items() if name not in absent}
 
     def run(self, run: Run) -> None:
         tables = []
@@ -51,7 +62,12 @@ class EvaluateJob(Job):
 
 def as_table(result: Result) -> dict[str, Any]:
     """A result as plain JSON values."""
-    return {"title": result.title, "rows": [dict(row) for row in result.rows], "protocol": result.protocol, "notes": list(result.notes)}
+    return {
+        "title": result.title,
+        "rows": [dict(row) for row in result.rows],
+        "protocol": result.protocol,
+        "notes": list(result.notes),
+    }
 
 
 def _read_results(place: str) -> list[dict[str, Any]]:

@@ -5,8 +5,9 @@ Every row is measured on the same pairs with the same cues; only the features, o
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any, cast
 
@@ -19,14 +20,18 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fourd_core.errors import RunError
-from fourd_core.interfaces import Component, Dataset, Head, Metric, Result
+from fourd_core.interfaces import Component, Dataset, Head, Metric, Result, Video
 from fourd_core.progress import track
 from fourd_core.randomness import generator_for
 from fourd_core.system import System
+from fourd_lila.draws import keys_of
 from fourd_lila.in_context import predict
-from fourd_lila.objective import LILA, Pairs
+from fourd_lila.objective import LILA
+from fourd_lila.pairs import Pairs
 
 START = "at initialisation"
+LISTED = 20
+"""Of more videos the protocol holds a digest of the names; they are not opened for it."""
 Predictor = Callable[[Pairs], Float[Tensor, "1 k v v"]]
 """One pair -> the query's predicted cues."""
 
@@ -58,7 +63,8 @@ class LILACueError(Metric):
         self.config = config
 
     def prepare(self, system: System, data: Dataset) -> None:
-        """Draw the first pairs, so that a recipe or a video that gives none is found before training."""
+        """Read the teachers' weights and draw the first pairs, so that what is missing is found before training."""
+        system.load_cues()
         self._batch(self._objective(system), data, 0, torch.device("cpu"))
 
     @torch.no_grad()
@@ -81,7 +87,9 @@ class LILACueError(Metric):
                 for name, predictor in predictors.items():
                     errors[name].add(predictor(pair), pair)
         rows = tuple({"features": name, **error.row(errors[START])} for name, error in errors.items())
-        return Result("LILA: error of the query frame's cues (L1)", rows, self._protocol(objective, system, data))
+        learned = next(iter(errors.values())).mean
+        protocol = self._protocol(objective, system, data)
+        return Result("LILA: error of the query frame's cues (L1)", rows, protocol, score=-learned)
 
     def _objective(self, system: System) -> LILA:
         """The trained objective, or one made for measuring."""
@@ -109,8 +117,7 @@ class LILACueError(Metric):
             del settings[about_training]
         protocol = {
             "split": "held_out",
-            # The file's name without its folder: the same clip elsewhere gives the same numbers.
-            "videos": [f"{PurePath(video.name).name}, {video.frame_count} frames" for video in data.videos("held_out")],
+            "videos": _named(data.videos("held_out")),
             "backbone": _described(system.backbone),
             "cues": {name: _described(cue) for name, cue in system.cues.items()},
             "pairs": self.config.pairs,
@@ -120,6 +127,14 @@ class LILACueError(Metric):
         }
         plain: dict[str, Any] = json.loads(json.dumps(protocol))  # tuples become lists, as they will when read back
         return plain
+
+
+def _named(videos: Sequence[Video]) -> list[str]:
+    """The files' names without their folders: the same clips elsewhere give the same numbers."""
+    if len(videos) <= LISTED:
+        return [f"{PurePath(video.name).name}, {video.frame_count} frames" for video in videos]
+    digest = hashlib.sha256("\n".join(keys_of(videos)).encode()).hexdigest()
+    return [f"{len(videos)} videos", f"names {digest[:16]}"]
 
 
 def _described(component: Component) -> dict[str, Any]:

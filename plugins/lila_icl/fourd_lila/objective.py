@@ -9,7 +9,6 @@ Source: LILA paper, method; google-research/lila, dpt_lila.py `forward_cross` an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any, Literal, cast
 
 import attrs
@@ -17,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from attrs.validators import ge, gt
 from fourd_pamr import PAMR, Stage
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fourd_core.data import Clip, CueKind, Prediction, TokenMap, Tokens
+from fourd_core.data import Clip, CueKind, Prediction, Tokens
 from fourd_core.errors import MediaError, PluginError
 from fourd_core.interfaces import CueProvider, Dataset, Draw, Head, Objective, Sample, Split, Video
 from fourd_core.kernels.gradient_matching import GradientForm, gradient_matching, masked_l1
@@ -32,6 +31,7 @@ from fourd_lila.cues import PairCue, cut_cue, pair_cue, stack_cues
 from fourd_lila.distillation import pick_channels, random_channels
 from fourd_lila.draws import draw_below, draw_video
 from fourd_lila.in_context import predict, solve_readout
+from fourd_lila.pairs import Pairs, slices
 
 DISTILLATION = "self-distillation"
 CHANNELS: dict[CueKind, int] = {"flow": 2, "disparity": 1}
@@ -42,42 +42,6 @@ def _share(instance: object, attribute: attrs.Attribute[tuple[float, float]], va
         raise ValueError(
             f"{attribute.name} must be two shares of the frame's area, 0 < least <= most <= 1, got {value}"
         )
-
-
-@attrs.frozen(eq=False)
-class Pairs:
-    """A batch of pairs as the loss sees it; along the axis of length 2 the query comes first, then the context.
-
-    Attributes:
-        tokens: the encoder's, of all views as single frames in the order (sample, frame).
-        clip: these single frames.
-        cues: the cue maps of the views, side by side.
-        valid: which of their numbers the loss counts.
-        confidence: how far the teachers can be trusted: one channel per teacher, two equal ones for flow, none for the
-            distilled channels (the solve weights a place by the product, and the reference squares flow's).
-        channels: which of all cue channels these are; only the distilled ones are a choice.
-        groups: where each cue's channels lie, by name.
-    """
-
-    tokens: Tokens
-    clip: Clip
-    cues: Float[Tensor, "b 2 k h w"]
-    valid: Bool[Tensor, "b 2 k h w"]
-    confidence: Float[Tensor, "b 2 c h w"]
-    channels: Int[Tensor, "b k"]
-    groups: dict[str, slice]
-
-    def __len__(self) -> int:
-        return len(self.cues)
-
-    def __getitem__(self, sample: int) -> Pairs:
-        """One pair, as a batch of its own."""
-        one, views = slice(sample, sample + 1), slice(2 * sample, 2 * sample + 2)
-        layers = {tap: TokenMap(layer.values[views], layer.grid) for tap, layer in self.tokens.layers.items()}
-        return Pairs(
-            Tokens(layers), Clip(self.clip.frames[views]), self.cues[one], self.valid[one], self.confidence[one],
-            self.channels[one], self.groups,
-        )  # fmt: skip
 
 
 class LILA(Objective):
@@ -192,9 +156,9 @@ class LILA(Objective):
     def sample(self, data: Dataset, split: Split, generator: torch.Generator) -> Sample:
         """A pair of frames and a view of each, query first: `frames`, `views` (uint8), and the views' `theta`.
 
-        Where teachers were asked before, what they said stands instead of the `frames`. They saw frames that were not
-        mirrored then: a mirrored pair gets their maps mirrored, where otherwise they see it mirrored, as in the
-        reference.
+        Where teachers were asked about the part "train" before, what they said stands instead of the `frames`. They saw
+        frames that were not mirrored then: a mirrored pair gets their maps mirrored, where otherwise they see it
+        mirrored, as in the reference.
 
         Raises:
             MediaError: no video, or one of fewer than two frames.
@@ -215,7 +179,7 @@ class LILA(Objective):
             "views": torch.stack([c.cut(f, config.view_size) for c, f in zip(crops, frames, strict=True)]),
             "theta": torch.stack([crop.theta(config.base_size) for crop in crops]),
         }
-        if self.kept_cues is None:
+        if self.kept_cues is None or split != "train":
             return sample | {"frames": self._seen(frames)}
         for name in self.cue_names:
             maps = self.kept_cues.read(name, video, drawn.frames)
@@ -322,7 +286,7 @@ class LILA(Objective):
         trust = [cue.valid.expand_as(cue.values) if cue.is_flow else cue.valid for cue in cues.values()]
         return Pairs(
             tokens, clip, stack_cues(tuple(cues.values()), distilled), torch.cat(valid, dim=2),
-            torch.cat([views[:, :, :0], *trust], dim=2), channels.to(views.device), _slices(widths),
+            torch.cat([views[:, :, :0], *trust], dim=2), channels.to(views.device), slices(widths),
         )  # fmt: skip
 
     def _refine(
@@ -359,9 +323,3 @@ class LILA(Objective):
 def _declared_channels(cue: CueProvider) -> int | None:
     """How many channels a teacher's maps have, by its kind or by its own word; None where neither says it."""
     return CHANNELS.get(cue.kind) or cue.channels
-
-
-def _slices(widths: Mapping[str, int]) -> dict[str, slice]:
-    """Where groups of channels lie that stand side by side."""
-    ends = list(accumulate(widths.values()))
-    return {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True)}

@@ -37,6 +37,7 @@ def test_rows_and_their_numbers(system: System, moving) -> None:
     assert [row["features"] for row in result.rows] == [
         "trained in context", "at initialisation", "encoder features, bilinear",
     ]  # fmt: skip
+    assert result.score == pytest.approx(-result.rows[0]["L1"], abs=2e-5)
     assert list(result.rows[0]) == ["features", "L1", "flow", "colours", "self-distillation", "against the start"]
     objective = system.objectives["learn"]
     samples = [objective.sample(moving(), "held_out", generator_for(0, "cue error pair", n)) for n in range(3)]

@@ -121,3 +121,10 @@ def test_a_batch_names_its_pairs(config: LILA.Config, build: Build, cues, moving
     assert objective.describe(moving(), default_collate(samples)) == (
         f"moving frames {i} and {j}, moving frames {k} and {m}"
     )
+
+
+def test_held_out_pairs_are_never_taken_from_what_was_kept(config: LILA.Config, build: Build, cues, moving) -> None:
+    objective = LILA(config, build(cues))
+    objective.kept_cues = Asked(objective, build(cues))
+    assert "frames" in objective.sample(moving(), "held_out", seeded())
+    assert "frames" not in objective.sample(moving(), "train", seeded())
