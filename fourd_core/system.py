@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fourd_core import registry
 from fourd_core.data import Clip, Prediction, Predictions, Tokens
-from fourd_core.errors import MediaError, RecipeError, RunError, WeightsError
+from fourd_core.errors import RecipeError, RunError, WeightsError
 from fourd_core.interfaces import Backbone, Component, CueProvider, Dataset, Head, Memory, Objective, State
 from fourd_core.media.views import ViewConfig
 from fourd_core.randomness import seeded
@@ -247,23 +248,30 @@ class System(nn.Module):
             _load_named_weights(system, self.recipe)
         return system.to(self.device)
 
-    def predict(self, video: str | Path, queries: QueryPoints = None, limit_gb: float = 8.0) -> Predictions:
-        """Every head's prediction for every frame of a video, in memory and in the pixels of the video: `1 t ...`.
+    def predict(
+        self, video: str | Path | Tensor | NDArray[Any], queries: QueryPoints = None, limit_gb: float = 8.0
+    ) -> Predictions:
+        """Every head's prediction for every frame of a video or picture, in memory: `1 t ...`.
+
+        Maps are in the pixels of the input, or on the grid of the network's view where the recipe's predict stage has
+        `pixels = "view"`; a picture is a video of one frame.
 
         View and window are those of the recipe. For long videos run its predict stage by `fourd run`, which writes to
         disk as it goes.
 
         Args:
-            video: a file, a URL, a folder of frames or a glob of pictures (at the frame rate of the recipe's data).
+            video: a file, a URL, a folder of frames or a glob of pictures; or the frames themselves, of which 8 bits a
+                channel are kept: a torch tensor `t 3 h w` (`3 h w` for one), uint8 or floating in [0, 1], or a NumPy
+                array `t h w 3` (`h w 3`), uint8. Pictures and frames have the frame rate of the recipe's data.
             queries: points for heads that track: rows of (frame, x, y) in the video's pixels, or an integer n for a
                 grid of n x n in the first frame; by default those of the recipe's `[queries]`.
             limit_gb: how much memory the predictions may take.
         Raises:
-            MediaError: the video cannot be read.
+            MediaError: the video cannot be read, or frames have another shape, type or range.
             RecipeError: a query lies outside the video, nobody named any, or no head tracks the given ones.
             RunError: the predictions would not fit into `limit_gb`.
         """
-        from fourd_core.media.video import open_video
+        from fourd_core.media.video import open_given
         from fourd_core.progress import track
         from fourd_core.queries import queries_for, queries_from
         from fourd_core.sinks import MemorySink
@@ -274,10 +282,8 @@ class System(nn.Module):
                 f"queries: no head of this recipe tracks points (it has: {', '.join(self.heads)}); leave queries "
                 "out, or add a head that does"
             )
-        if not isinstance(video, str | Path):
-            raise MediaError(f"a video is named by its path or URL, and this is of type {type(video).__name__}")
         rule = self.recipe.data.config if self.recipe is not None else None
-        source = open_video(str(video), frame_rate=getattr(rule, "frame_rate", 25.0))
+        source = open_given(video, getattr(rule, "frame_rate", 25.0))
         self.eval()
         config = stream_config(self.recipe)
         source.intrinsics = getattr(rule, "pinhole", None)

@@ -41,9 +41,7 @@ class File(NamedTuple):
             MediaError: it does not exist or may not be read.
         """
         with reading(self.path):
-            here = os.getpid()
-            filesystem = self.filesystem if self.process == here else _made_again(self.filesystem, here)
-            return filesystem.open(self.path, "rb")
+            return in_this_process(self.filesystem, self.process).open(self.path, "rb")
 
 
 class Source(NamedTuple):
@@ -65,13 +63,13 @@ def find(location: str) -> list[Source]:
         MediaError: nothing is there, a folder has both pictures and videos, or the protocol is unknown or needs a
             package that is not installed.
     """
-    filesystem, path = _filesystem(location)
+    filesystem, path = filesystem_at(location)
     with reading(location):
         # A file whose name holds a bracket is that file, not a pattern.
         if filesystem.isfile(path):
-            return [Source(location, (_file(filesystem, path),))]
+            return [Source(location, (file_at(filesystem, path),))]
         if filesystem.isdir(path):
-            names = _of_known_kind(_inside(filesystem, path))
+            names = of_known_kind(names_inside(filesystem, path))
             if not names:
                 raise MediaError(f"the folder {location} holds no pictures (png, jpg) and no videos")
         elif any(sign in path for sign in "*?["):
@@ -85,7 +83,7 @@ def find(location: str) -> list[Source]:
         folders.setdefault(name.rpartition("/")[0], []).append(name)
     sources: list[Source] = []
     for folder, inside in folders.items():
-        sources += _sources(filesystem, folder or location, inside)
+        sources += sources_among(filesystem, folder or location, inside)
     return sorted(sources, key=lambda source: natural_key(source.name))
 
 
@@ -125,7 +123,12 @@ def missing_package(location: str, error: ImportError) -> str:
     return f"its protocol needs a package that is not installed ({error}){advice}"
 
 
-def _filesystem(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem_at(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path or URL, and what it calls the place.
+
+    Raises:
+        MediaError: its protocol is unknown or needs a package that is not installed, or an archive is damaged.
+    """
     with reading(location):
         try:
             filesystem, path = fsspec.core.url_to_fs(location)
@@ -136,18 +139,65 @@ def _filesystem(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem, str(path)
 
 
-def _file(filesystem: fsspec.AbstractFileSystem, path: str) -> File:
+def file_at(filesystem: fsspec.AbstractFileSystem, path: str) -> File:
+    """A file of a file system that was made in this process."""
     return File(filesystem, path, os.getpid())
+
+
+def in_this_process(filesystem: fsspec.AbstractFileSystem, process: int) -> fsspec.AbstractFileSystem:
+    """What works in this process of a file system that was made in `process`."""
+    here = os.getpid()
+    return filesystem if process == here else _made_again(filesystem, here)
+
+
+def read_lines(file: File) -> list[str]:
+    """The lines of a text file that say something, without the blanks around them.
+
+    Raises:
+        MediaError: it does not exist, may not be read, or is no text.
+    """
+    with file.open() as handle, reading(file.path):
+        try:
+            text = handle.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise MediaError(f"{file.path} is no text file") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def names_inside(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """The paths of what a folder holds, in no order."""
+    return [str(name) for name in filesystem.ls(folder, detail=False)]
+
+
+def of_known_kind(names: list[str]) -> list[str]:
+    """Those that are pictures or videos by their suffix, and not hidden."""
+    kinds = PICTURE_SUFFIXES + VIDEO_SUFFIXES
+    return [name for name in names if name.lower().endswith(kinds) and not name.rpartition("/")[2].startswith(".")]
+
+
+def sources_among(filesystem: fsspec.AbstractFileSystem, folder: str, names: list[str]) -> list[Source]:
+    """The videos among files of one folder.
+
+    Raises:
+        MediaError: there are both pictures and videos.
+    """
+    pictures = [name for name in names if is_picture(name)]
+    videos = [name for name in names if not is_picture(name)]
+    if pictures and videos:
+        first, second = (found[0].rpartition("/")[2] for found in (pictures, videos))
+        raise MediaError(
+            f"the folder {folder} has both pictures ({len(pictures)}, such as {first}) and videos ({len(videos)}, such "
+            f"as {second}): name those that are meant by a pattern, such as *.{second.rpartition('.')[2]}"
+        )
+    if pictures:
+        return [Source(folder, tuple(file_at(filesystem, name) for name in pictures))]
+    return [Source(name, (file_at(filesystem, name),)) for name in videos]
 
 
 @lru_cache(maxsize=8)
 def _made_again(filesystem: fsspec.AbstractFileSystem, process: int) -> fsspec.AbstractFileSystem:
     """The same file system, made in this process."""
     return type(filesystem)(*filesystem.storage_args, **filesystem.storage_options)
-
-
-def _inside(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    return [str(name) for name in filesystem.ls(folder, detail=False)]
 
 
 def _matches(filesystem: fsspec.AbstractFileSystem, pattern: str) -> set[str]:
@@ -158,27 +208,7 @@ def _matches(filesystem: fsspec.AbstractFileSystem, pattern: str) -> set[str]:
     files, inside = [], []
     for name in map(str, filesystem.glob(pattern)):
         if filesystem.isdir(name):
-            inside += _inside(filesystem, name)
+            inside += names_inside(filesystem, name)
         elif filesystem.isfile(name):
             files.append(name)
-    return set(_of_known_kind(files + inside) or files)
-
-
-def _sources(filesystem: fsspec.AbstractFileSystem, folder: str, names: list[str]) -> list[Source]:
-    """The videos among files of one folder."""
-    pictures = [name for name in names if is_picture(name)]
-    videos = [name for name in names if not is_picture(name)]
-    if pictures and videos:
-        first, second = (found[0].rpartition("/")[2] for found in (pictures, videos))
-        raise MediaError(
-            f"the folder {folder} has both pictures ({len(pictures)}, such as {first}) and videos ({len(videos)}, such "
-            f"as {second}): name those that are meant by a pattern, such as *.{second.rpartition('.')[2]}"
-        )
-    if pictures:
-        return [Source(folder, tuple(_file(filesystem, name) for name in pictures))]
-    return [Source(name, (_file(filesystem, name),)) for name in videos]
-
-
-def _of_known_kind(names: list[str]) -> list[str]:
-    kinds = PICTURE_SUFFIXES + VIDEO_SUFFIXES
-    return [name for name in names if name.lower().endswith(kinds) and not name.rpartition("/")[2].startswith(".")]
+    return set(of_known_kind(files + inside) or files)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from itertools import count
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fourd_core.errors import MediaError
@@ -49,6 +51,51 @@ def open_source(source: Source, cache: FrameCache, frame_rate: float = 25.0) -> 
     return VideoFile(source.files[0], source.name, cache)
 
 
+def open_given(video: object, frame_rate: float = 25.0) -> Video:
+    """A video from whatever a user hands to Python: a path or URL as in `open_video`, or frames as in `given_frames`.
+
+    Raises:
+        MediaError: see there; or something else.
+    """
+    if isinstance(video, str | PathLike):
+        return open_video(fspath(video), frame_rate=frame_rate)
+    if isinstance(video, Tensor | np.ndarray):
+        return given_frames(video, frame_rate)
+    raise MediaError(f"an object of type {type(video).__name__} {_NOT_ACCEPTED}, or name a file, folder or URL")
+
+
+def given_frames(frames: Tensor | NDArray[Any], frame_rate: float = 25.0) -> Video:
+    """A video of frames that are in memory already, kept with 8 bits a channel as a file's would be.
+
+    Args:
+        frames: a torch tensor `t 3 h w`, or `3 h w` for one picture, uint8 or floating with values in [0, 1]; or a
+            NumPy array `t h w 3` or `h w 3`, uint8.
+        frame_rate: frames per second.
+    Raises:
+        MediaError: another shape, type or range.
+    """
+    shape, kind = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
+    channels = -3 if isinstance(frames, Tensor) else -1
+    if len(shape) not in (3, 4) or shape[channels] != 3 or 0 in shape:
+        raise MediaError(f"frames of shape {shape} {_NOT_ACCEPTED}")
+    if isinstance(frames, Tensor) and frames.is_floating_point():
+        low, high = frames.min().item(), frames.max().item()
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise MediaError(f"{kind} frames with values from {low:g} to {high:g} {_NOT_ACCEPTED}")
+        frames = (frames.detach().float() * 255).round().to(torch.uint8)
+    elif kind != "uint8":
+        raise MediaError(f"{kind} frames {_NOT_ACCEPTED}")
+    if not isinstance(frames, Tensor):
+        frames = torch.from_numpy(np.require(frames, requirements=["C", "W"])).movedim(-1, -3)
+    return GivenFrames(frames.cpu().reshape(-1, *frames.shape[-3:]).contiguous(), frame_rate)
+
+
+_NOT_ACCEPTED = (
+    "cannot be taken as a video: give a torch tensor t 3 h w or 3 h w, uint8 or floating from 0 to 1, or a NumPy array "
+    "t h w 3 or h w 3, uint8"
+)
+
+
 def mean_frame_rate(video: Video) -> float:
     """Frames per second over the whole video; 25 for a single frame."""
     if video.frame_count < 2:
@@ -72,10 +119,7 @@ class _CachedVideo(Video):
             MediaError: a frame cannot be decoded.
             IndexError: the video has no such frame.
         """
-        indices = [int(index) for index in indices]
-        for index in indices:
-            if not 0 <= index < self.frame_count:
-                raise IndexError(f"{self.name} has frames 0 to {self.frame_count - 1}, not {index}")
+        indices = _within(self, indices)
         places: dict[int, list[int]] = {}
         for place, index in enumerate(indices):
             places.setdefault(index, []).append(place)
@@ -107,7 +151,7 @@ class _CachedVideo(Video):
 class VideoFile(_CachedVideo):
     """A video file; frame n is the n-th presented frame.
 
-    It may be pickled and used after a fork: every process opens the file for itself. One thread at a time.
+    It may be pickled, and used after a fork and by several threads: each opens the file for itself.
     """
 
     def __init__(self, file: File, name: str, cache: FrameCache) -> None:
@@ -183,7 +227,7 @@ class PictureSequence(_CachedVideo):
 
     def times(self, indices: Sequence[int]) -> Float64[Tensor, " t"]:
         """Seconds from the first frame on, at the stated frame rate."""
-        return torch.as_tensor(np.asarray(indices, np.float64) / self._frame_rate)
+        return _evenly(indices, self._frame_rate)
 
     def _decode(self, index: int) -> UInt8[Tensor, "3 h w"]:
         file = self._files[index]
@@ -197,3 +241,33 @@ class PictureSequence(_CachedVideo):
         if frame is None:
             raise MediaError(f"frame {index} of {self.name}, the picture {file.path}, cannot be decoded")
         return self._check_size(frame, f"{file.path}, frame {index} of {self.name},")
+
+
+class GivenFrames(Video):
+    """Frames in memory as a video; see `given_frames`."""
+
+    def __init__(self, frames: UInt8[Tensor, "t 3 h w"], frame_rate: float) -> None:
+        self.name = "the given frames"
+        self.frame_count = len(frames)
+        self.size = frames.shape[-2], frames.shape[-1]
+        self._frames, self._frame_rate = frames, frame_rate
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "t 3 h w"]:
+        """As `Video.read`."""
+        return self._frames[_within(self, indices)]
+
+    def times(self, indices: Sequence[int]) -> Float64[Tensor, " t"]:
+        """Seconds from the first frame on, at the stated frame rate."""
+        return _evenly(indices, self._frame_rate)
+
+
+def _within(video: Video, indices: Sequence[int]) -> list[int]:
+    indices = [int(index) for index in indices]
+    for index in indices:
+        if not 0 <= index < video.frame_count:
+            raise IndexError(f"{video.name} has frames 0 to {video.frame_count - 1}, not {index}")
+    return indices
+
+
+def _evenly(indices: Sequence[int], frame_rate: float) -> Float64[Tensor, " t"]:
+    return torch.as_tensor(np.asarray(indices, np.float64) / frame_rate)
