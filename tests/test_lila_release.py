@@ -12,9 +12,9 @@ from fourd_lila.checkpoints import to_recipe
 from safetensors.torch import load_file
 from torch import Tensor
 
-import fourd_core as fourd
+from fourd_core.data import Clip
 from fourd_core.errors import WeightsError
-from fourd_core.recipe import parse
+from fourd_core.recipe import load_recipe, parse
 from fourd_core.system import build_system
 from fourd_core.weights.convert import for_recipe, licence_of
 
@@ -31,6 +31,8 @@ TEACHERS = {
 }
 TINY = """
 weights = "{weights}"
+[data]
+video = "clip.mp4"
 [backbone]
 use = "dinov2"
 {encoder}
@@ -52,7 +54,7 @@ def test_all_official_names_find_their_place(size: str) -> None:
     names = {f"pretrained.{name}": shape for name, shape in ENCODERS[f"vit{size}14"].items()} | DECODERS[size]
     published = {name: torch.empty(shape, device="meta") for name, shape in names.items()} | TEACHERS
     with torch.device("meta"):
-        system = build_system(fourd.load_recipe(ROOT / f"recipes/lila_vit{size}14.toml"))
+        system = build_system(load_recipe(ROOT / f"recipes/lila_vit{size}14.toml"))
     own = {
         name: tuple(value.shape)
         for name, value in system.state_dict().items()
@@ -64,7 +66,8 @@ def test_all_official_names_find_their_place(size: str) -> None:
 
 def test_the_largest_decoder_fits_too() -> None:
     recipe = parse(
-        '[backbone]\nuse = "dinov2"\nvariant = "g"\n[heads.features]\nuse = "pixel_decoder"\n'
+        '[data]\nvideo = "clip.mp4"\n[backbone]\nuse = "dinov2"\nvariant = "g"\n'
+        '[heads.features]\nuse = "pixel_decoder"\n'
         "taps = [9, 19, 29, 39]\nfeatures = 768\nout_channels = [1536, 1536, 1536, 1536]\n"
     )
     with torch.device("meta"):
@@ -96,7 +99,7 @@ def features(stored: dict[str, Tensor], weights: Path, encoder: str) -> Tensor:
     system = build_system(parse(TINY.format(weights=weights, encoder=encoder)))
     spec = system.backbone.spec
     mean, std = (torch.tensor(v)[:, None, None] for v in (spec.mean, spec.std))
-    clip = fourd.Clip((stored["56x84.x"] * std + mean)[:, None])
+    clip = Clip((stored["56x84.x"] * std + mean)[:, None])
     return system(clip).features[:, 0, :, 1::3, 1::3]
 
 
@@ -130,7 +133,7 @@ def test_the_file_is_recognised_and_its_licence_told(files: tuple[Path, Path]) -
 
 
 def test_what_is_no_part_of_lila_is_refused() -> None:
-    with pytest.raises(WeightsError, match="no part is called task_heads.x"):
+    with pytest.raises(WeightsError, match=r"no part is called task_heads\.x"):
         to_recipe({"task_heads.x": torch.zeros(1)})
 
 
