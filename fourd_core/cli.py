@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("stages", nargs="*", metavar="STAGE", help="only these stages (all, in order, when none is named)")
     _add_set(run)
     run.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default: a new one below runs/)")
+    run.add_argument("--cluster", metavar="ADDRESS", help="compute cues on this dask scheduler, tcp://HOST:8786")
 
     check = _command(commands, "check", _check, "resolve and validate a recipe without running it")
     check.add_argument("recipe", metavar="RECIPE", help="a TOML file")
@@ -157,10 +158,15 @@ def _new_folder(name: str) -> Path:
 
 
 def _run(options: argparse.Namespace) -> int:
+    import attrs
+
     from fourd_core.recipe import load_recipe
+    from fourd_core.recipe.schema import ClusterConfig
     from fourd_core.run import run_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
+    if options.cluster is not None:
+        recipe = attrs.evolve(recipe, cluster=ClusterConfig(options.cluster))
     folder: Path = options.out or _new_folder(recipe.name)
     again = options.command_line if options.out else [*options.command_line, "--out", str(folder)]
     return _report_run(lambda: run_recipe(recipe, folder, options.stages, options.command_line), folder, again)
