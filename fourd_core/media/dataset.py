@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 import attrs
@@ -80,7 +80,7 @@ class _Opened:
         return _Opened, (self._source_of, self._config, self._cache)
 
 
-class Videos(Sequence[Video]):
+class Videos(Sequence):  # type: ignore[type-arg]  # as Sequence[Video], checkers of types at run time would open one
     """The videos of a split, each opened when it is taken. It pickles, and threads may share it.
 
     Attributes:
@@ -93,6 +93,9 @@ class Videos(Sequence[Video]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def __iter__(self) -> Iterator[Video]:
+        return (self[index] for index in range(len(self)))
 
     @overload
     def __getitem__(self, index: int) -> Video: ...
