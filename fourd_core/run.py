@@ -11,14 +11,15 @@ from typing import Any, cast
 import attrs
 import torch
 
+from fourd_core.distributed import current, joined
 from fourd_core.errors import FourdError, RecipeError, RunError
-from fourd_core.hooks import load_hooks
+from fourd_core.hooks import Hooks, load_hooks
 from fourd_core.interfaces import Head
 from fourd_core.jobs import Job
 from fourd_core.provenance import new_record, versions
 from fourd_core.recipe import Location, Recipe
 from fourd_core.recipe.values import plain
-from fourd_core.run_folder import Interrupted, Run, read_recipe, read_record, trained_weights
+from fourd_core.run_folder import Follower, Interrupted, Run, read_recipe, read_record, trained_weights
 from fourd_core.system import System, build_dataset, build_system, pick_device
 from fourd_core.weights import read_state_dict
 
@@ -26,7 +27,8 @@ from fourd_core.weights import read_state_dict
 def run_recipe(recipe: Recipe, folder: Path, stages: Collection[str] = (), command: Sequence[str] = ()) -> Run:
     """Run a recipe's stages (all, or those named) in its order; stages that are done in `folder` are not repeated.
 
-    Everything that can be checked before writing is checked first, so that a mistake leaves no folder behind.
+    Everything that can be checked before writing is checked first, so that a mistake leaves no folder behind. Where
+    torchrun started several processes they train together, and only the first one returns from here.
 
     Raises:
         FourdError: what is wrong and what to do.
@@ -35,33 +37,73 @@ def run_recipe(recipe: Recipe, folder: Path, stages: Collection[str] = (), comma
     for stage in stages:
         if stage not in recipe.stages:
             raise RecipeError(f"there is no stage '{stage}' in this recipe; it has: {', '.join(recipe.stages)}")
+    with joined() as group:
+        start = group.from_first(lambda: _look(recipe, folder))
+        recipe = attrs.evolve(recipe, device=start.device, threads=start.threads)
+        with group.together():
+            run, system, jobs = _build(recipe, folder, start, stages, command)
+        try:
+            run.create()
+            if group.first:
+                _restore(run, system, jobs)
+            _run_stages(run, jobs)
+        finally:
+            run.close()
+    return run
+
+
+@attrs.frozen
+class _Start:
+    """What the first process finds in the run's folder and decides for all.
+
+    Attributes:
+        device: of the recipe as it will be.
+        threads: of the recipe as it will be.
+        record: the `run.json` that is there.
+        is_new: whether the folder is still to be made.
+    """
+
+    device: str
+    threads: int | None
+    record: dict[str, Any] | None
+    is_new: bool
+
+
+def _look(recipe: Recipe, folder: Path) -> _Start:
     started = read_recipe(folder)
     recipe = _settled(recipe, started)
-    if started is not None:
-        _check_same(recipe, started, folder)
+    if started is None:
+        return _Start(recipe.device, recipe.threads, None, is_new=True)
+    _check_same(recipe, started, folder)
+    return _Start(recipe.device, recipe.threads, read_record(folder), is_new=False)
+
+
+def _build(
+    recipe: Recipe, folder: Path, start: _Start, stages: Collection[str], command: Sequence[str]
+) -> tuple[Run, System, dict[str, Job]]:
+    """The run, its system, and the jobs that are to be done, prepared."""
+    first = current().first
     device = _prepare_torch(recipe)
     system = build_system(recipe).to(device)
     data = build_dataset(recipe)
-    hooks = load_hooks()
-    record = (read_record(folder) if started is not None else None) or new_record(recipe, command, system)
-    run = Run(folder, recipe, record, hooks, is_new=started is None)
+    run: Run
+    if first:
+        hooks = load_hooks()
+        record = start.record or new_record(recipe, command, system)
+        run = Run(folder, recipe, record, hooks, start.is_new)
+    else:
+        run = Follower(folder, recipe, start.record or {"stages": {}}, Hooks(), start.is_new)
     jobs = {
         name: stage.config.create(name, stage.config, system, data, recipe)
         for name, stage in recipe.stages.items()
-        if (not stages or name in stages) and not run.is_done(name)
+        if (not stages or name in stages) and not run.is_done(name) and (first or stage.job == "train")
     }
     _check_order(run, jobs)
     for job in jobs.values():
         job.prepare()
-    if not jobs:
+    if not jobs and first:
         sys.stderr.write(f"note: everything that was asked for is done already in {folder}\n")
-    try:
-        run.create()
-        _restore(run, system, jobs)
-        _run_stages(run, jobs)
-    finally:
-        run.close()
-    return run
+    return run, system, jobs
 
 
 def _settled(recipe: Recipe, started: Recipe | None) -> Recipe:
@@ -75,7 +117,13 @@ def _prepare_torch(recipe: Recipe) -> torch.device:
     assert recipe.threads is not None
     torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    return pick_device(recipe.device)
+    device = pick_device(recipe.device)
+    if current().size > 1 and (device.index is not None or device.type == "mps"):
+        raise RunError(
+            f'device = "{recipe.device}": torchrun started {current().size} processes, each with a GPU of its own '
+            'or on the CPU; use "auto", "cuda" or "cpu"'
+        )
+    return device
 
 
 def _check_same(recipe: Recipe, started: Recipe, folder: Path) -> None:
@@ -148,7 +196,8 @@ def _run_stages(run: Run, jobs: dict[str, Job]) -> None:
         status = "interrupted"
         raise
     finally:
-        _write_report(run, needed=status == "done")
+        if current().first:
+            _write_report(run, needed=status == "done")
         run.hooks.run_finished(run=run, status=status)
 
 

@@ -123,6 +123,30 @@ class Run:
         return bool(self.record["stages"].get(stage, {}).get("state") == "done")
 
 
+class Follower(Run):
+    """A run as processes beside the first one see it (`fourd_core.distributed`): they leave the folder alone."""
+
+    def create(self) -> None:
+        """Nothing."""
+
+    def stage_folder(self, stage: str) -> Path:
+        """The folder of a stage, which this process may not even have."""
+        return self.folder / stage
+
+    def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        """Nothing."""
+
+    def forget_metrics_after(self, stage: str, step: int) -> None:
+        """Nothing."""
+
+    def note(self, message: str) -> None:
+        """Nothing."""
+
+    def set_stage(self, stage: str, state: str, **facts: Any) -> None:
+        """Nothing but the state in memory."""
+        self.record["stages"].setdefault(stage, {}).update(state=state)
+
+
 def _kept(line: str, stage: str, step: int) -> bool:
     try:
         entry = json.loads(line)

@@ -10,9 +10,10 @@ import torch
 from helpers import Fourd, with_lines
 from safetensors.torch import load_file
 
-from fourd_core.checkpoint import load_checkpoint, save_checkpoint, save_tensors
+from fourd_core.checkpoint import Checkpoint, optimizer_state, restore_optimizer, save_tensors
 from fourd_core.errors import WeightsError
-from fourd_core.jobs.train import TrainConfig, learning_rate
+from fourd_core.jobs.optimisation import learning_rate
+from fourd_core.jobs.train import TrainConfig
 from fourd_core.recipe import ComponentConfig, load_recipe
 from fourd_core.system import build_system
 
@@ -56,14 +57,6 @@ def logged(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_loss_that_is_not_finite_stops_resumably(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
-    answer = fourd("run", toy_recipe, "train", "--set", "stages.train.lr=1e30", "--out", "a", check=2)
-    assert "the loss of step" in answer.stderr
-    assert "lower lr" in answer.stderr
-    assert json.loads((tmp_path / "a/run.json").read_text())["stages"]["train"]["state"] == "failed"
-    assert not (tmp_path / "a" / WEIGHTS).exists()
-
-
 def test_bf16_trains_close_to_fp32(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         fourd("run", toy_recipe, "train", "--set", f"precision={precision}", "--out", precision, check=0)
@@ -83,23 +76,30 @@ def test_checkpoints_carry_weights_optimiser_and_step(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     first = torch.nn.Linear(3, 2)
+    names = dict(first.named_parameters())
     optimizer = torch.optim.AdamW(first.parameters(), lr=0.1)
     trained(first, optimizer, 3)
     path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(path, first.state_dict(), dict(first.named_parameters()), optimizer, 3)
+    average = {"weight": torch.ones(2, 3)}
+    Checkpoint(first.state_dict(), 3, optimizer_state(optimizer, names), average, processes=2).save(path)
     trained(first, optimizer, 2)
 
     second = torch.nn.Linear(3, 2)
+    names = dict(second.named_parameters())
     again = torch.optim.AdamW(second.parameters(), lr=0.1)
-    state, step = load_checkpoint(path, dict(second.named_parameters()), again)
-    assert step == 3
-    second.load_state_dict(state)
+    kept = Checkpoint.read(path)
+    assert (kept.step, kept.processes) == (3, 2)
+    assert torch.equal(kept.average["weight"], average["weight"])
+    second.load_state_dict(dict(kept.model))
+    restore_optimizer(again, names, kept.optimizer, "there")
     trained(second, again, 2)
     assert torch.equal(first.weight, second.weight)
+    with pytest.raises(WeightsError, match=r"there holds .* '(weight|bias)', which this system does not train"):
+        restore_optimizer(again, {"other": second.weight}, kept.optimizer, "there")
 
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(WeightsError, match="not a whole checkpoint"):
-        load_checkpoint(path, dict(second.named_parameters()), again)
+        Checkpoint.read(path)
 
 
 def test_files_of_tensors_obey_the_umask(tmp_path: Path) -> None:
@@ -108,22 +108,27 @@ def test_files_of_tensors_obey_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    layer = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(layer.parameters())
-    layer(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(path, layer.state_dict(), dict(layer.named_parameters()), optimizer, 1)
-    with pytest.raises(WeightsError, match=r"'(weight|bias)', which this system does not train"):
-        load_checkpoint(path, {"other": layer.weight}, optimizer)
-
-
-@pytest.mark.parametrize("wrong", ["clip_norm=-1", "clip_norm=0", "weight_decay=-1", "betas=[2, 0.9]", "warmup=-1"])
+@pytest.mark.parametrize(
+    "wrong", ["clip_norm=-1", "clip_norm=0", "weight_decay=-1", "betas=[2, 0.9]", "warmup=-1", "ema=1"]
+)
 def test_settings_that_make_no_sense(fourd: Fourd, toy_recipe: Path, tmp_path: Path, wrong: str) -> None:
     answer = fourd("run", toy_recipe, "train", "--set", f"stages.train.{wrong}", "--out", "a", check=2)
     assert f"stages.train.{wrong.partition('=')[0]}" in answer.stderr
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("wrong", ["validate_every=2", 'keep="best"'])
+def test_validation_needs_a_metric(fourd: Fourd, toy_recipe: Path, tmp_path: Path, wrong: str) -> None:
+    answer = fourd("run", toy_recipe, "train", "--set", f"stages.train.{wrong}", "--out", "a", check=2)
+    assert f"{wrong.partition('=')[0]}" in answer.stderr
+    assert "add a section [stages.NAME.validation.X]" in answer.stderr
+
+
+def test_a_training_within_its_warm_up_is_noted(fourd: Fourd, toy_recipe: Path) -> None:
+    answer = fourd(
+        "run", toy_recipe, "train", "--set", "stages.train.steps=2", "--set", "stages.train.warmup=3", check=0
+    )
+    assert answer.stderr.count("ends after 2 steps, within its warm-up of 3") == 1
 
 
 def test_only_the_named_heads_learn(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:

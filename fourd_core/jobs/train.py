@@ -2,49 +2,37 @@
 
 Every random draw comes from a generator seeded by (recipe seed, stage, sample number), the learning rate is a function
 of the step, and checkpoints are whole or absent; so a run that was killed ends with the same bits as one that was not.
+Under torchrun every process learns from samples of its own, and all of them take the same steps.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import attrs
-import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
-from torch.utils.data import Dataset as TorchDataset
 
-from fourd_core.checkpoint import load_checkpoint, save_checkpoint, save_tensors
-from fourd_core.errors import RecipeError, RunError
-from fourd_core.interfaces import Dataset, Objective
+from fourd_core import distributed
+from fourd_core.checkpoint import Checkpoint, optimizer_state, restore_optimizer, save_tensors
+from fourd_core.errors import FourdError, RecipeError, RunError
+from fourd_core.interfaces import Objective
 from fourd_core.jobs import Job
+from fourd_core.jobs.averaging import Average
+from fourd_core.jobs.batches import Batches
+from fourd_core.jobs.optimisation import NotFiniteError, Optimisation
 from fourd_core.jobs.stopping import stop_signals
+from fourd_core.jobs.validation import BEST_FILE, Validation, keep_if_best, read_facts
 from fourd_core.progress import track
-from fourd_core.randomness import generator_for, seed_for
-from fourd_core.recipe import ComponentConfig, component
+from fourd_core.recipe import ComponentConfig, component, components
 from fourd_core.run_folder import WEIGHTS_FILE, Interrupted, Run
+from fourd_core.weights import read_state_dict
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-
-
-class _Batches(TorchDataset[dict[str, Tensor]]):
-    """Batch number -> batch, whoever asks and in whatever order."""
-
-    def __init__(self, objective: Objective, data: Dataset, seed: int, stage: str, size: int) -> None:
-        self.objective, self.data, self.seed, self.stage, self.size = objective, data, seed, stage, size
-
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        samples = (
-            self.objective.sample(self.data, "train", generator_for(self.seed, self.stage, "sample", number, place))
-            for place in range(self.size)
-        )
-        batch: dict[str, Tensor] = default_collate(list(samples))
-        return batch
 
 
 class TrainJob(Job):
@@ -53,8 +41,9 @@ class TrainJob(Job):
     config: TrainConfig
 
     def prepare(self) -> None:
+        config, self.group = self.config, distributed.current()
         self.objective: Objective = self.system.objectives[self.stage]  # type: ignore[assignment]
-        for name in self.config.learn:
+        for name in config.learn:
             if name not in self.system.heads:
                 raise RecipeError(
                     f"stages.{self.stage}.learn: the recipe has no [heads.{name}]; "
@@ -70,87 +59,108 @@ class TrainJob(Job):
         }
         if not self.parameters:
             raise RunError(f"[stages.{self.stage}] has nothing to train: every parameter of the heads is frozen")
-        self._batch(0)  # opens the data: a missing or unreadable video is found before anything is written
+        if config.steps < config.warmup and self.group.first:
+            sys.stderr.write(
+                f"note: [stages.{self.stage}] ends after {config.steps} steps, within its warm-up of {config.warmup}: "
+                "the learning rate never reaches lr\n"
+            )
+        self.batches = Batches(self.objective, self.data, self.recipe.seed, self.stage, config.batch_size)
+        self.batches[0]  # opens the data: a missing or unreadable video is found before anything is written
+        self.validation = (
+            Validation(config.validation, self.recipe, self.stage, self.system, self.data)
+            if config.validation and self.group.first
+            else None
+        )
 
     def _learns(self, head: str) -> bool:
         return not self.config.learn or head in self.config.learn
 
-    def _batch(self, number: int) -> dict[str, Tensor]:
-        return _Batches(self.objective, self.data, self.recipe.seed, self.stage, self.config.batch_size)[number]
-
     def run(self, run: Run) -> None:
         folder, config = run.stage_folder(self.stage), self.config
-        if (folder / WEIGHTS_FILE).exists():
+        if self.group.from_first((folder / WEIGHTS_FILE).exists):
             # Written whole at the very end: a kill came before `run.json` could say so.
-            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+            if self.group.first:
+                (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
             return
-        optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.lr, weight_decay=config.weight_decay, betas=config.betas
-        )
-        start = self._resume(folder / CHECKPOINT_FILE, optimizer, run)
+        self.optimisation = Optimisation(config, self.recipe, self.stage, self.system, self.objective, self.parameters)
+        self.average = Average(self.parameters, config.ema) if config.ema is not None else None
+        self.done = self._start(folder / CHECKPOINT_FILE, run)
+        self._open_kept(run)
         self.system.train(True)
-        batches = self._loader(start)
-        with stop_signals() as stop_wanted:
-            for step in track(range(start, config.steps), self.stage, config.steps, done=start):
-                metrics = self._step(step, batches, optimizer)
-                if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                    run.log(self.stage, step + 1, metrics)
-                if stop_wanted.is_set():
-                    self._save(folder, optimizer, step + 1, run)
-                    raise Interrupted(self.stage)
-                if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-                    self._save(folder, optimizer, step + 1, run)
+        try:
+            self._loop(run, folder)
+        except FourdError:
+            # The first complaint counts; a full disk may refuse this file too.
+            with suppress(FourdError):
+                self._save(folder, run)
+            raise
         self.system.train(False)
-        self._finish(folder)
+        if self.group.first:
+            self._finish(folder)
 
-    def _loader(self, start: int) -> Iterator[dict[str, Tensor]]:
+    def _loop(self, run: Run, folder: Path) -> None:
         config = self.config
-        numbers = range(start * config.accumulate, config.steps * config.accumulate)
-        batches = _Batches(self.objective, self.data, self.recipe.seed, self.stage, config.batch_size)
-        # Map-style with one item per batch: the number of workers changes the speed and nothing else.
-        return iter(
-            DataLoader(
-                batches, batch_size=None, sampler=numbers, num_workers=config.workers,
-                pin_memory=self.system.device.type == "cuda", worker_init_fn=_ignore_interrupts,
-            )
-        )  # fmt: skip
+        numbers = range(self.done * config.accumulate, config.steps * config.accumulate)
+        batches = self.batches.load(numbers, config.workers, self.system.device)
+        with stop_signals() as stop_wanted:
+            if self.group.size > 1:
+                distributed.be_patient(stop_wanted)
+            for step in self._track(range(self.done, config.steps)):
+                try:
+                    metrics = self.optimisation.step(step, batches)
+                except NotFiniteError as error:
+                    raise self._explained(error) from None
+                if self.average is not None:
+                    self.average.update()
+                self.done = step + 1
+                last = self.done == config.steps
+                validated = self._validate(run, folder, metrics)
+                if self.done % config.log_every == 0 or last or validated:
+                    run.log(self.stage, self.done, metrics)
+                if self.group.any(stop_wanted.is_set()):
+                    self._save(folder, run)
+                    raise Interrupted(self.stage)
+                if self.done % config.checkpoint_every == 0 and not last:
+                    self._save(folder, run)
 
-    def _step(
-        self, step: int, batches: Iterator[dict[str, Tensor]], optimizer: torch.optim.Optimizer
-    ) -> dict[str, float]:
-        config, device = self.config, self.system.device
-        torch.manual_seed(seed_for(self.recipe.seed, self.stage, "step", step))  # dropout and the like
-        optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
-        for part in range(config.accumulate):
-            batch = {key: value.to(device, non_blocking=True) for key, value in next(batches).items()}
-            generator = generator_for(self.recipe.seed, self.stage, "loss", step * config.accumulate + part)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-                losses = self.objective(self.system, batch, generator)
-            (losses["loss"] / config.accumulate).backward()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.accumulate
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        if not gradients:
-            raise RunError(
-                f"[stages.{self.stage}] no gradient reaches what learns ({', '.join(self.config.learn) or 'all'}): "
-                "`learn` and the objective must name the same head"
-            )
-        norm = nn.utils.get_total_norm(gradients)
-        sums["gradient_norm"] = float(norm)
-        for what in ("loss", "gradient_norm"):
-            if not math.isfinite(sums[what]):
-                raise RunError(
-                    f"[stages.{self.stage}] the {what.replace('_', ' ')} of step {step + 1} is {sums[what]}; look at "
-                    "the data of this step, or start a new run with a lower lr or with clip_norm"
-                )
-        if config.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters.values(), config.clip_norm, norm)
-        rate = learning_rate(config, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        return {**sums, "lr": rate}
+    def _track(self, steps: range) -> Iterable[int]:
+        return track(steps, self.stage, steps.stop, done=steps.start) if self.group.first else steps
+
+    def _explained(self, error: NotFiniteError) -> RunError:
+        """Which samples may be to blame for a step, drawn once more, and what to do."""
+        described = [self.objective.describe(self.data, self.batches[number]) for number in error.batches]
+        samples = "; ".join(filter(None, described))
+        return RunError(
+            f"[stages.{self.stage}] {error}{f', of {samples}' if samples else ''}. The state before it is saved: look "
+            "at the data of this step and run the same command again, which repeats it; or start a new run with a "
+            "lower lr or with clip_norm"
+        )
+
+    def _validate(self, run: Run, folder: Path, metrics: dict[str, float]) -> bool:
+        """Where it is time to: measure, keep the weights if they are the best; says whether it was."""
+        config, step = self.config, self.done
+        every = config.validate_every or config.steps
+        if self.validation is None or (step % every and step != config.steps):
+            return False
+        with self.average.in_place() if self.average is not None else nullcontext():
+            metrics |= self.validation.measure(run, step)
+            facts = {"recipe": self.recipe.name, "step": step, "score": metrics["validation_score"]}
+            keep_if_best(folder / BEST_FILE, self._state(), facts)
+        return True
+
+    def _open_kept(self, run: Run) -> None:
+        """What teachers said before, where a stage with `job = "cues"` keeps it."""
+        if self.recipe.cue_cache is None:
+            return
+        from fourd_core.cues import open_kept
+
+        config = self.config
+        self.objective.kept_cues = kept = open_kept(
+            self.recipe, self.system, self.data, self.stage, self.objective,
+            config.steps * config.accumulate, config.batch_size * self.group.size,
+        )  # fmt: skip
+        what = f"cues from {self.recipe.cue_cache}" if kept is not None else "teachers run as training goes"
+        run.note(f"{self.stage}: {what}")
 
     def _state(self) -> dict[str, Tensor]:
         """The trained state, without what other stages' objectives own."""
@@ -158,29 +168,54 @@ class TrainJob(Job):
         state = self.system.trained_state()
         return {key: value for key, value in state.items() if not key.startswith("objectives.") or key.startswith(own)}
 
-    def _save(self, folder: Path, optimizer: torch.optim.Optimizer, step: int, run: Run) -> None:
+    def _save(self, folder: Path, run: Run) -> None:
+        if not self.group.first:
+            return
         path = folder / CHECKPOINT_FILE
-        save_checkpoint(path, self._state(), self.parameters, optimizer, step)
-        run.hooks.checkpoint_saved(run=run, stage=self.stage, step=step, path=path)
+        optimizer = optimizer_state(self.optimisation.optimizer, self.parameters)
+        average = self.average.tensors if self.average is not None else {}
+        Checkpoint(self._state(), self.done, optimizer, average, self.group.size).save(path)
+        run.hooks.checkpoint_saved(run=run, stage=self.stage, step=self.done, path=path)
 
-    def _resume(self, path: Path, optimizer: torch.optim.Optimizer, run: Run) -> int:
-        step = 0
-        if path.exists():
-            state, step = load_checkpoint(path, self.parameters, optimizer)
-            self.system.load_trained_state(state, str(path))
-            run.note(f"{self.stage}: goes on after step {step}")
-        run.forget_metrics_after(self.stage, step)
-        return step
+    def _start(self, path: Path, run: Run) -> int:
+        """Begin, or go on where the checkpoint is, every process where the first one does; returns the steps done.
+
+        Raises:
+            RunError: another number of processes made the checkpoint.
+        """
+        size = self.group.size
+
+        def first() -> Checkpoint:
+            if path.exists():
+                return Checkpoint.read(path)
+            return Checkpoint({key: value.cpu() for key, value in self._state().items()}, processes=size)
+
+        start = self.group.from_first(first)
+        if start.processes != size:
+            raise RunError(
+                f"{path} is of a training by {start.processes} processes, and now there are {size}, which learn from "
+                f"other samples; go on with `torchrun --nproc-per-node {start.processes}`, or choose another folder "
+                "with --out"
+            )
+        self.system.load_trained_state(start.model, str(path))
+        restore_optimizer(self.optimisation.optimizer, self.parameters, start.optimizer, str(path))
+        if self.average is not None:
+            self.average.restore(start.average)
+        if start.step:
+            run.note(f"{self.stage}: goes on after step {start.step}")
+        run.forget_metrics_after(self.stage, start.step)
+        return start.step
 
     def _finish(self, folder: Path) -> None:
-        """Leave the weights; the checkpoint, three times as large, has served."""
-        save_tensors(folder / WEIGHTS_FILE, self._state(), {"fourd": json.dumps({"recipe": self.recipe.name})})
+        """Leave the weights, in the file and in the system; the checkpoint, three times as large, has served."""
+        state, facts = self._state(), {"recipe": self.recipe.name}
+        if self.config.keep == "best" and (folder / BEST_FILE).exists():
+            state, facts = read_state_dict(str(folder / BEST_FILE)), read_facts(folder / BEST_FILE)
+        elif self.average is not None:
+            state |= self.average.tensors
+        self.system.load_trained_state(state, str(folder))
+        save_tensors(folder / WEIGHTS_FILE, state, {"fourd": json.dumps(facts)})
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-
-
-def _ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process decides when the loader's workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_betas(_instance: object, _attribute: object, betas: tuple[float, float]) -> None:
@@ -188,16 +223,9 @@ def _check_betas(_instance: object, _attribute: object, betas: tuple[float, floa
         raise ValueError(f"betas must be at least 0 and below 1, not {betas}")
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of step `step` (from 0): a linear warm-up, then the schedule over the steps that remain."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    if config.schedule == "constant":
-        return config.lr
-    progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    return config.lr * config.decay ** (step // config.decay_every)
+def _check_share(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{attribute.name} must be at least 0 and below 1, not {value}")
 
 
 @attrs.frozen
@@ -233,3 +261,18 @@ class TrainConfig:
     log_every: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     workers: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     """Processes that read and crop samples; any number gives the same result."""
+    ema: float | None = attrs.field(default=None, validator=attrs.validators.optional(_check_share))
+    """Average the weights over the steps, after each `ema` times the average plus the rest of the new ones; the average
+    is what is measured and left (0.999, say). None: the last weights."""
+    validation: dict[str, ComponentConfig] = components("metrics")
+    """`[stages.NAME.validation.X] use = "..."`: the first of these metrics whose data is there measures while training
+    goes, and its score chooses the best weights."""
+    validate_every: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    """Steps between two measurements; the last step is always measured. None: only that."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights are left: the last ones, or those with the highest score."""
+
+    def __attrs_post_init__(self) -> None:
+        if not self.validation and (self.validate_every is not None or self.keep == "best"):
+            key = "validate_every" if self.validate_every is not None else 'keep = "best"'
+            raise ValueError(f"{key} needs a metric: add a section [stages.NAME.validation.X]")
