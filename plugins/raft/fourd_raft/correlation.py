@@ -23,7 +23,7 @@ from torch import Tensor
 
 Storage = Literal["auto", "volume", "on_the_fly"]
 """How correlations are kept: all of them, or none, each being computed when it is read; auto: by the volume's size."""
-VOLUME_LIMIT = 2 * 2**30
+VOLUME_LIMIT = 4 * 2**30
 """Bytes up to which "auto" keeps the volume. A fixed number, so that one input gives the same bits on every machine."""
 CHUNK_BYTES = 2**26
 """Working memory in which correlations are computed on the fly."""
