@@ -157,7 +157,7 @@ def summarise(sequences: Sequence[SequenceScores]) -> Summary:
     return Summary(_measure([row for s in sequences for row in s.j]), _measure([row for s in sequences for row in s.f]))
 
 
-def _measure(objects: Sequence[Float64[np.ndarray, " frames"]]) -> Measure:
+def _measure(objects: Sequence[Float64[np.ndarray, " _"]]) -> Measure:
     statistics = [(values.mean(), (values > 0.5).mean(), decay(values)) for values in objects]
     return Measure(*(float(np.mean(column)) for column in zip(*statistics, strict=True)))
 

@@ -109,9 +109,9 @@ class DAVISMetric(Metric):
         for _ in track(self._score_all(davis, extractor, scores, sizes), self.title, davis.frame_count):
             pass
         summary, name = summarise(list(scores.values())), our_name(system)
-        rows = [_row(name, summary)]
+        rows = [table_row(name, summary)]
         if self.config.each_sequence:
-            rows += [_row(f"{name}: {sequence}", summarise([one])) for sequence, one in scores.items()]
+            rows += [table_row(f"{name}: {sequence}", summarise([one])) for sequence, one in scores.items()]
         if self.compared:
             rows += paper_rows("DAVIS-2017 val", {"J&F": self.compared}, self.config.table)
         notes = tuple(self.notes(davis, scores))
@@ -141,8 +141,8 @@ class DAVISMetric(Metric):
         long = [name for name, one in scores.items() if one.j.shape[1] > WRAP]
         if long:
             yield (
-                "decay is not meaningful: the public implementations count its quarters in 8 bits, and "
-                f"{', '.join(long)} has more than {WRAP} evaluated frames"
+                "decay is not meaningful: the public implementations count its quarters in 8 bits, and more than "
+                f"{WRAP} frames are evaluated of {', '.join(long)}"
             )
 
     def _open(self) -> DAVIS:
@@ -202,7 +202,7 @@ def patch_resample(size: tuple[int, int], side: int, multiple: tuple[int, int]) 
     return rows, columns
 
 
-def _row(name: str, summary: Summary) -> Row:
+def table_row(name: str, summary: Summary) -> Row:
     """Percent; what cannot be said is left out."""
     columns = {"J&F": summary.jf}
     for letter, measure in (("J", summary.j), ("F", summary.f)):
