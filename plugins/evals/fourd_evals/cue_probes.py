@@ -71,7 +71,9 @@ class DepthProbe(ProbeMetric):
     @classmethod
     def example(cls) -> Any:
         """A generated miniature."""
-        return cls.Config(root=nyu_miniature(), epochs=1, batch_size=2, pixels=32, val_batch_size=2, workers=1)
+        return cls.Config(
+            root=Location(nyu_miniature()), epochs=1, batch_size=2, pixels=32, val_batch_size=2, workers=1
+        )
 
     def task(self, system: System, data: Dataset) -> Task:
         """The pictures with their depth.
@@ -118,10 +120,12 @@ class DepthTask(Task):
         """Over measured pixels."""
         truth, valid = batch["depth"], self._valid(batch["depth"])
         if self.config.loss == "l1":
-            return ((answer.exp() - truth).abs() * valid).sum() / valid.sum().clamp(min=1)
-        difference = (answer - truth.clamp(min=NEAREST).log()) * valid
+            error: Tensor = ((answer.exp() - truth).abs() * valid).sum() / valid.sum().clamp(min=1)
+            return error
+        difference: Tensor = (answer - truth.clamp(min=NEAREST).log()) * valid
         count = valid.sum((1, 2, 3)).clamp(min=1)
-        squares, mean = difference.square().sum((1, 2, 3)) / count, difference.sum((1, 2, 3)) / count
+        squares: Tensor = difference.square().sum((1, 2, 3)) / count
+        mean: Tensor = difference.sum((1, 2, 3)) / count
         return (squares - 0.5 * mean.square()).mean()
 
     def _valid(self, depth: Float[Tensor, "b 1 h w"]) -> Bool[Tensor, "b 1 h w"]:
@@ -216,7 +220,9 @@ class FlowProbe(ProbeMetric):
     @classmethod
     def example(cls) -> Any:
         """A generated miniature of Sintel."""
-        return cls.Config(root=sintel_miniature(), epochs=1, batch_size=2, pixels=32, val_batch_size=2, workers=1)
+        return cls.Config(
+            root=Location(sintel_miniature()), epochs=1, batch_size=2, pixels=32, val_batch_size=2, workers=1
+        )
 
     def task(self, system: System, data: Dataset) -> Task:
         """The pairs.
@@ -302,7 +308,8 @@ class FlowTask(Task):
         difference = answer - batch["flow"].where(known, 0.0) / self.config.unit
         # The length's own gradient is not a number at zero.
         length = (difference.square().sum(1, keepdim=True) + 1e-8).sqrt()
-        return (length * known).sum() / known.sum().clamp(min=1)
+        error: Tensor = (length * known).sum() / known.sum().clamp(min=1)
+        return error
 
     def truth_size(self, batch: Sample) -> tuple[int, int]:
         """That of the truth."""

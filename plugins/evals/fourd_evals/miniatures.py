@@ -9,12 +9,20 @@ import io
 from collections.abc import Mapping
 from functools import cache
 
+import attrs
 import fsspec
 import h5py
 import numpy as np
 import scipy.io
 from numpy import ndarray
 from PIL import Image
+from torch import nn
+
+from fourd_core.data import Clip, Maps, Tokens
+from fourd_core.interfaces import BackboneSpec, CueProvider, Head
+from fourd_core.randomness import seeded
+from fourd_core.system import System
+from fourd_core.testing.miniature import Patches
 
 NORMALS = np.array([[0, 0, -1], [0.8, 0, -0.6], [-0.8, 0, -0.6], [0, 0.8, -0.6]], np.float32)
 """Of the four kinds of surface."""
@@ -25,9 +33,10 @@ SIZE = (48, 64)
 
 
 def kinds(seed: int, size: tuple[int, int] = SIZE, count: int = 4) -> ndarray:
-    """A map of `count` kinds of things: patches of 8 x 8 pixels."""
-    coarse = np.random.default_rng(seed).integers(0, count, (-(-size[0] // 8), -(-size[1] // 8)))
-    return np.kron(coarse, np.ones((8, 8), np.int64))[: size[0], : size[1]]
+    """A map of `count` kinds of things, each a square of 16 x 16 pixels; all kinds occur."""
+    rows, columns = -(-size[0] // 16), -(-size[1] // 16)
+    coarse = np.random.default_rng(seed).permutation(np.arange(rows * columns) % count).reshape(rows, columns)
+    return np.kron(coarse, np.ones((16, 16), np.int64))[: size[0], : size[1]]
 
 
 def in_memory(name: str, files: Mapping[str, bytes]) -> str:
@@ -45,6 +54,33 @@ def encoded(pixels: ndarray, suffix: str = "png") -> bytes:
     options = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {}
     Image.fromarray(pixels).save(buffer, {"jpg": "JPEG", "png": "PNG"}[suffix], **options)
     return buffer.getvalue()
+
+
+class Colours(Head):
+    """Sixteen fixed functions of each pixel's own colour: features from which everything in here can be read."""
+
+    channels = 16
+
+    @attrs.frozen
+    class Config:
+        """No keys."""
+
+    def __init__(self, config: Config, backbone: BackboneSpec) -> None:
+        super().__init__()
+        self.taps = (0, backbone.tap(-1))
+        self.mix = nn.Conv2d(3, self.channels, 1)
+
+    def forward(self, tokens: Tokens, clip: Clip) -> Maps:
+        """Features of each pixel."""
+        values = self.mix(4 * clip.frames.flatten(0, 1) - 2).relu()
+        return Maps(values.unflatten(0, clip.frames.shape[:2]))
+
+
+def colour_system(cues: Mapping[str, CueProvider] | None = None) -> System:
+    """Random projections of patches as the encoder, `Colours` as the head `features`."""
+    with seeded(0, "colours"):
+        backbone = Patches()
+        return System(backbone, {"features": Colours(Colours.Config(), backbone.spec)}, cues=cues)
 
 
 def normal_picture(normals: ndarray) -> ndarray:
@@ -160,7 +196,7 @@ def ade_miniature() -> str:
 
 @cache
 def sintel_miniature() -> str:
-    """Sintel: four sequences of two pictures that move to the right by as much as their first is red."""
+    """Sintel: four sequences of two pictures; the redder ones move by (2, 4) pixels, the others by (1, 2)."""
     files: dict[str, bytes] = {}
     for number, name in enumerate(("alley_1", "bamboo_1", "cave_2", "market_2")):
         maps = kinds(number)
@@ -168,10 +204,10 @@ def sintel_miniature() -> str:
         first = COLOURS[maps] // 2
         first[..., 0] = 60 * shift
         flow = np.zeros((*SIZE, 2), "<f4")
-        flow[..., 0] = shift
+        flow[...] = shift, 2 * shift
         flow[:2] = 1e10  # unknown
         header = b"PIEH" + np.array(SIZE[::-1], "<i4").tobytes()
-        for frame in (1, 2):
-            files[f"training/final/{name}/frame_{frame:04d}.png"] = encoded(np.roll(first, (frame - 1) * shift, 1))
+        for frame, moved in ((1, first), (2, np.roll(first, (2 * shift, shift), (0, 1)))):
+            files[f"training/final/{name}/frame_{frame:04d}.png"] = encoded(moved)
         files[f"training/flow/{name}/frame_0001.flo"] = header + flow.tobytes()
     return in_memory("sintel", files)

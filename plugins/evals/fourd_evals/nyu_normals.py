@@ -10,6 +10,7 @@ from attrs.validators import ge
 from torch import Tensor, nn
 
 from fourd_core.interfaces import Dataset, Sample
+from fourd_core.recipe import Location
 from fourd_core.system import System
 from fourd_evals.miniatures import nyu_miniature
 from fourd_evals.normals_metrics import THRESHOLDS, angular_loss, normal_errors
@@ -19,6 +20,7 @@ from fourd_evals.probe_training import ProbeMetric, RootConfig, Row, Score, Scor
 from fourd_evals.probes import LinearCat
 from fourd_evals.roots import Root
 from fourd_evals.transforms import (
+    Crop,
     center_crop,
     chance,
     colour_jitter,
@@ -78,8 +80,8 @@ class NYUNormals(ProbeMetric):
     def example(cls) -> Any:
         """A generated miniature of three and two pictures."""
         return cls.Config(
-            root=nyu_miniature(), epochs=1, batch_size=2, repeats=1, train_size=32, val_resize=40, val_size=32,
-            val_batch_size=2, workers=1,
+            root=Location(nyu_miniature()), epochs=1, batch_size=2, repeats=1, train_size=32, val_resize=40,
+            val_size=32, val_batch_size=2, workers=1,
         )  # fmt: skip
 
     def task(self, system: System, data: Dataset) -> Task:
@@ -110,19 +112,19 @@ class NormalsTask(Task):
         """A random crop, perhaps mirrored, in changed colours."""
         item, config = self._train[number % len(self._train)], self.config
         size = item.picture.shape[-2], item.picture.shape[-1]
-        crop = random_crop(size, config.scale, RATIO, generator)
-        sample = _maps(NYUPicture(crop.of(item.picture), crop.of(item.depth), crop.of(item.normal)), config.train_size)
+        sample = _maps(item, random_crop(size, config.scale, RATIO, generator), (config.train_size,) * 2)
         if chance(0.5, generator):
             sample = {key: value.flip(-1) for key, value in sample.items()}
             sample["normal"] = sample["normal"] * torch.tensor([-1.0, 1.0, 1.0]).view(3, 1, 1)
-        return {**sample, "picture": colour_jitter(sample["picture"], *config.jitter, generator=generator)}
+        return {**sample, "picture": colour_jitter(sample["picture"], config.jitter, generator)}
 
     def val_sample(self, number: int) -> Sample:
         """The middle of a picture."""
         item, config = self._val[number], self.config
         size = short_side((item.picture.shape[-2], item.picture.shape[-1]), config.val_resize)
         crop = center_crop(size, config.val_size)
-        return {key: crop.of(value) for key, value in _maps(item, size).items()}
+        whole = Crop(0, 0, item.picture.shape[-2], item.picture.shape[-1])
+        return {key: crop.of(value) for key, value in _maps(item, whole, size).items()}
 
     def probe(self, pixel_dim: int, encoder_dim: int) -> nn.Module:
         """A convolution on the pixel features, a 1 x 1 convolution on the encoder's map."""
@@ -159,14 +161,13 @@ class NormalsTask(Task):
         return paper_rows("NYUv2 normals", {"RMSE": "RMSE", "delta1": "delta1"}, self.config.table)
 
 
-def _maps(item: NYUPicture, size: int | tuple[int, int]) -> Sample:
-    """A picture and its truth at another size."""
+def _maps(item: NYUPicture, crop: Crop, size: tuple[int, int]) -> Sample:
+    """A part of a picture and of its truth at another size."""
     assert item.normal is not None
-    size = (size, size) if isinstance(size, int) else size
     return {
-        "picture": resized(item.picture.float() / 255, size, antialias=True).clamp(0, 1),
-        "depth": resized(item.depth, size),
-        "normal": resized(item.normal, size),
+        "picture": resized(crop.of(item.picture).float() / 255, size, antialias=True).clamp(0, 1),
+        "depth": resized(crop.of(item.depth), size),
+        "normal": resized(crop.of(item.normal), size),
     }
 
 

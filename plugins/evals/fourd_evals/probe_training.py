@@ -215,8 +215,8 @@ class ProbeMetric(Metric):
             if height % rows or width % columns:
                 near = round(height / rows) * rows, round(width / columns) * columns
                 raise RecipeError(
-                    f"{task.name}: the backbone takes multiples of {rows} x {columns} pixels; {height} x {width} is none, "
-                    f"{near[0]} x {near[1]} is"
+                    f"{task.name}: the backbone takes multiples of {rows} x {columns} pixels; {height} x {width} is "
+                    f"none, {near[0]} x {near[1]} is"
                 )
         return extractor
 
@@ -271,13 +271,13 @@ class _Training:
                     scores.add(self._answer(batch), batch)
                 yield
             score = scores.result()
-            if self.config.select == "last" or score.quality > self.best.quality:
+            if self.config.select == "last" or score.quality >= self.best.quality:  # of equals, the later
                 self.best, self.best_epoch = score, epoch
 
     def _step(self, batch: Sample, epoch: int) -> None:
         loss = self.task.loss(self._answer(batch), batch)
         if not loss.isfinite():
-            raise RunError(f"{self.task.name}: the loss is {float(loss)} in epoch {epoch}; choose a smaller lr")
+            raise RunError(f"{self.task.name}: the loss is {loss.item()} in epoch {epoch}; choose a smaller lr")
         self._optimiser.zero_grad()
         loss.backward()
         self._optimiser.step()

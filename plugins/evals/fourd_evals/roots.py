@@ -43,7 +43,7 @@ class Root:
                 raise MediaError(f"cannot open {location}: {missing_package(location, error)}") from error
             except ValueError as error:
                 raise MediaError(f"cannot open {location}: {error}") from error
-            self._path = str(path).rstrip("/")
+            self._path = str(path).rstrip("/") or ("/" if str(path).startswith("/") else "")
             if not self._filesystem.isdir(self._path):
                 raise MediaError(f"the folder {location} does not exist")
 
@@ -129,7 +129,9 @@ class Root:
         )
 
     def _full(self, name: str) -> str:
-        return f"{self._path}/{name}" if name else self._path
+        if not name or not self._path:
+            return name or self._path
+        return f"{self._path.rstrip('/')}/{name}"
 
     def _decoded(self, name: str, mode: str | None) -> ndarray:
         data = self.read(name)

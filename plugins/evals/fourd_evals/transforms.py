@@ -98,16 +98,13 @@ def resized_labels(labels: Int64[Tensor, "h w"], size: tuple[int, int]) -> Int64
 
 def colour_jitter(
     picture: Float[Tensor, "3 h w"],
-    brightness: float,
-    contrast: float,
-    saturation: float,
+    strengths: tuple[float, float, float],
     generator: torch.Generator,
 ) -> Float[Tensor, "3 h w"]:
-    """ColorJitter: in random order, each by a factor within `1 - x .. 1 + x`, results kept in [0, 1].
+    """ColorJitter: brightness, contrast, saturation in random order, by factors within `1 - x .. 1 + x`, in [0, 1].
 
     Brightness multiplies; contrast mixes with the mean grey, saturation with the grey picture.
     """
-    strengths = (brightness, contrast, saturation)
     for kind in torch.randperm(3, generator=generator).tolist():
         factor = uniform(max(0.0, 1 - strengths[kind]), 1 + strengths[kind], generator)
         grey = torch.einsum("chw,c->hw", picture, picture.new_tensor(GREY))

@@ -148,7 +148,13 @@ class ZeroShot(ProbeMetric):
         """A generated miniature of four classes, one of them novel."""
         root = zero_shot_miniature()
         return cls.Config(
-            root=root, text=f"{root}/text.npz", epochs=1, batch_size=2, size=32, val_batch_size=2, workers=1
+            root=Location(root),
+            text=Location(f"{root}/text.npz"),
+            epochs=1,
+            batch_size=2,
+            size=32,
+            val_batch_size=2,
+            workers=1,
         )
 
     def task(self, system: System, data: Dataset) -> Task:
