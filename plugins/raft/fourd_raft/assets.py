@@ -15,6 +15,10 @@ _CODE_ONLY = (
     "The licence is that of the code; for the weights nothing is stated apart, and the data sets they were trained on "
     "have terms of their own, some for research alone."
 )
+_ON_DRIVE = (
+    "The authors' Google Drive has it as {}. The licence is that of the code; the model's page may say more of the "
+    "weights, and the data sets they were trained on have terms of their own, some for research alone."
+)
 _IN_A_ZIP = f"It is in the archive models.zip that the authors' download_models.sh fetches. {_CODE_ONLY}"
 
 _TORCHVISION_KEYS = ("feature_encoder.convnormrelu.", "context_encoder.", "update_block.recurrent_block.")
@@ -95,7 +99,7 @@ SEA_RAFT_M = WeightsAsset(
     name="sea_raft_m",
     summary="SEA-RAFT M (L with 12 iterations), Tartan-C-T-TSKH432x960-M: LILA's flow teacher",
     licence="BSD-3-Clause",
-    licence_note=f"The authors' Google Drive has it as Tartan-C-T-TSKH432x960-M.pth. {_CODE_ONLY}",
+    licence_note=_ON_DRIVE.format("Tartan-C-T-TSKH432x960-M.pth"),
     source=_SEA_RAFT,
     file_name="model.safetensors",
     url=f"{_HUB}/Tartan-C-T-TSKH432x960-M/resolve/main/model.safetensors",
@@ -105,7 +109,7 @@ SEA_RAFT_S = WeightsAsset(
     name="sea_raft_s",
     summary="SEA-RAFT S, Tartan-C-T-TSKH432x960-S",
     licence="BSD-3-Clause",
-    licence_note=f"The authors' Google Drive has it as Tartan-C-T-TSKH432x960-S.pth. {_CODE_ONLY}",
+    licence_note=_ON_DRIVE.format("Tartan-C-T-TSKH432x960-S.pth"),
     source=_SEA_RAFT,
     file_name="model.safetensors",
     url=f"{_HUB}/Tartan-C-T-TSKH432x960-S/resolve/main/model.safetensors",

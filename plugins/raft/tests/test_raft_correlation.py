@@ -92,7 +92,7 @@ def test_a_level_of_one_place_is_read_without_nan() -> None:
 @pytest.mark.parametrize("storage", STORAGES)
 def test_far_away_is_zero(storage: correlation.Storage) -> None:
     first, second, positions = features(4)
-    for far in (-1e30, -6.0, 30.0, 1e30):
+    for far in (-math.inf, -1e30, -6.0, 30.0, 1e30, math.inf):
         assert not Correlation(first, second, 2, 2, storage)(torch.full_like(positions, far)).any()
 
 

@@ -120,6 +120,16 @@ def test_both_ways_are_two_calls(variant: Any) -> None:
     assert both.std() > 0
 
 
+def test_borders_are_repeated_around_frames_that_8_does_not_divide() -> None:
+    torch.manual_seed(2)
+    network = RAFTNetwork(TINY, "large")
+    frames = np.random.default_rng(0).random((2, 1, 3, 61, 75), np.float32)
+    padded = torch.from_numpy(np.pad(frames, ((0, 0),) * 3 + ((1, 2), (2, 3)), "edge"))
+    with torch.no_grad():
+        (flow,), (large,) = network(*torch.from_numpy(frames), 1), network(*padded, 1)
+    torch.testing.assert_close(flow, large[:, :, 1:-2, 2:-3])
+
+
 def test_further_iterations_go_on_from_the_earlier_ones() -> None:
     torch.manual_seed(1)
     network = RAFTNetwork(TINY, "large")
