@@ -24,7 +24,8 @@ from fourd_core.progress import track
 from fourd_core.queries import queries_for
 from fourd_core.run_folder import Interrupted, Run
 from fourd_core.sinks import ArraySink
-from fourd_core.streaming import StreamConfig, check_windows, stream, view_of, window_count, windows_done
+from fourd_core.streaming import StreamConfig, check_windows, view_of, window_count, windows_done
+from fourd_core.upsampling.streaming import Upsampler
 from fourd_core.viewer.page import check_viser, page_path, write_viewer
 
 
@@ -39,8 +40,10 @@ class PredictJob(Job):
             raise RecipeError(f"[stages.{self.stage}] has nothing to predict: the data holds no video")
         if not self.system.heads:
             raise RecipeError(f"[stages.{self.stage}] has nothing to predict: the recipe has no [heads.NAME]")
+        self.upsampler = Upsampler(self.system)
         for video in self.videos.values():
             check_windows(self.system, video, self.config)
+            self.upsampler.check(video, self.config)
         self._check_outputs()
         for video in self.videos.values():
             self._queries(video, self._view(video))
@@ -115,7 +118,7 @@ class PredictJob(Job):
         sink = ArraySink(store, view, config.pixels)
         place = Place(store, sink)
         position = place.load(self.system.device)
-        parts = stream(self.system, video, view, config, queries, position)
+        parts = self.upsampler.stream(video, view, config, queries, position)
         total = window_count(self.system, video.frame_count, config)
         done = windows_done(self.system, video.frame_count, config, position)
         with stop_signals() as stop_wanted:

@@ -13,6 +13,7 @@ from fourd_core.interfaces import BackboneSpec, Head, PretrainedWeights, TapSpec
 from fourd_core.recipe import Location
 from fourd_core.stitching import AllButFirst, Overwrite, Stitch
 from fourd_core.stitching_geometry import AffineDisparity, MedianScale
+from fourd_core.upsampling.streaming import Upsample, Upsampling
 from fourd_core.weights import load_weights, read_state_dict
 from fourd_dpt3d.checkpoints import one_head
 from fourd_dpt3d.decoder3d import Decoder3D, DecoderConfig
@@ -33,6 +34,37 @@ class HeadConfig(DecoderConfig):
     weights: Location | None = None
     """L4P's checkpoint, or a file of this head alone; none: the decoder starts at random."""
 
+    @property
+    def decoder(self) -> DecoderConfig:
+        """What the decoder is built of."""
+        return self
+
+
+@attrs.frozen
+class MapConfig(HeadConfig):
+    """The decoder's keys, of which one has another name here, and how its maps reach the video's pixels."""
+
+    upsample: Upsample = "bilinear"  # type: ignore[assignment]
+    """How the network's map becomes one of the video's pixels: bilinear; or in_context, which gives it the edges that
+    colours and pixel features have (docs/upsampling.md)."""
+    upsample_features: Location | None = None
+    """A recipe or run folder whose pixel features show where edges are; none: this recipe's own, if it has some."""
+    enlarge: tuple[int, int, int] = (1, 2, 2)
+    """By how much the decoder's fused map is enlarged before the last layers."""
+
+    def __attrs_post_init__(self) -> None:
+        if min(self.enlarge) < 1:
+            raise ValueError(f"enlarge must be positive, got {list(self.enlarge)}")
+        if self.upsample_features is not None and self.upsample == "bilinear":
+            raise ValueError('upsample_features is for upsample = "in_context": set that too, or leave it out')
+        _ = self.decoder  # which has more to check
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The decoder's keys under its own names."""
+        kept = {field.name: getattr(self, field.name) for field in attrs.fields(DecoderConfig)}
+        return DecoderConfig(**kept | {"upsample": self.enlarge})
+
 
 class DecoderHead(Head):
     """A head whose network is one Decoder3D, under the name `dpt` of L4P's checkpoints.
@@ -47,7 +79,7 @@ class DecoderHead(Head):
         super().__init__()
         self.config = config
         self.taps = tuple(backbone.tap(number) for number in config.taps)
-        self.dpt = Decoder3D(config, [backbone.taps[tap] for tap in self.taps], self.channels)
+        self.dpt = Decoder3D(config.decoder, [backbone.taps[tap] for tap in self.taps], self.channels)
 
     @classmethod
     def example(cls) -> Any:
@@ -84,9 +116,17 @@ class DecoderHead(Head):
 
 
 class Dense3D(DecoderHead):
-    """A head that predicts a map for each frame."""
+    """A head that predicts a map for each frame.
+
+    Attributes:
+        upsampling: how its maps reach the video's pixels.
+    """
 
     kind: MapKind
+
+    def __init__(self, config: MapConfig, backbone: BackboneSpec) -> None:
+        super().__init__(config, backbone)
+        self.upsampling = Upsampling(config.upsample, config.upsample_features)
 
     def raw(self, tokens: Tokens, clip: Clip) -> Float[Tensor, "b t c h w"]:
         """The decoder's answer for each pixel, as it is: log depth, flow, logits."""
@@ -110,7 +150,7 @@ class Depth3D(Dense3D):
     task, kind, channels, unit = "depth", "depth", 1, UP_TO_SCALE
 
     @attrs.frozen
-    class Config(HeadConfig):
+    class Config(MapConfig):
         stitch: Literal["affine_disparity", "scale", "overwrite"] = "affine_disparity"
         """How a window's unit becomes that of the windows before: scale and shift of 1 / depth, scale alone, or not at
         all. A cameras' head that is stitched jointly with this one decides in its place."""
@@ -135,7 +175,7 @@ class Flow3D(Dense3D):
     stitch = AllButFirst()
 
     @attrs.frozen
-    class Config(HeadConfig):
+    class Config(MapConfig):
         """The decoder's keys."""
 
     def __init__(self, config: Config, backbone: BackboneSpec) -> None:
@@ -151,7 +191,7 @@ class Motion3D(Dense3D):
     task, kind, channels = "dyn_mask", "mask", 1
 
     @attrs.frozen
-    class Config(HeadConfig):
+    class Config(MapConfig):
         """The decoder's keys."""
 
     def __init__(self, config: Config, backbone: BackboneSpec) -> None:
