@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from dataset_miniatures import jpeg, kinetics, mp4, put
+from numbered_media import numbers
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from fourd_core.errors import MediaError
-from fourd_core.media.dataset import VideoFiles
+from fourd_core.media import dataset
+from fourd_core.media.dataset import VideoFiles, VideoSlice
 from fourd_core.media.writers import VideoWriter, write_png
 from fourd_core.recipe import Location
 
@@ -134,3 +142,147 @@ def test_the_example_works() -> None:
     data = VideoFiles(VideoFiles.example())
     (video,) = data.videos("train")
     assert (video.frame_count, video.size) == (8, (48, 64))
+
+
+def test_several_videos_are_opened_as_they_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged one is said when it is taken, by its name, and harms no other."""
+    root = put({f"v{number}.mp4": mp4(5) for number in (1, 2, 10)} | {"v5.mp4": b"damaged"}, "disk", tmp_path)
+    taken: list[str] = []
+    open_source = dataset.open_source
+    monkeypatch.setattr(
+        dataset, "open_source", lambda source, *rest: taken.append(Path(source.name).name) or open_source(source, *rest)
+    )
+    for config in (VideoFiles.Config(root=Location(root), held_out=0.4), VideoFiles.Config(video=Location(root))):
+        taken.clear()
+        data = VideoFiles(config)
+        videos = data.videos("all")
+        assert (len(videos), list(videos.keys)) == (4, ["v1.mp4", "v2.mp4", "v5.mp4", "v10.mp4"])
+        assert len(data.videos("train")) == (2 if config.root else 4)
+        assert taken == []
+        assert numbers(videos[-1].read([4, 0])) == [4, 0]
+        assert videos[1].frame_count == videos[1].frame_count == 5
+        assert taken == ["v10.mp4", "v2.mp4"]
+        with pytest.raises(MediaError, match=r"/v5\.mp4 is not a video that FFmpeg can read"):
+            videos[2]
+        assert [video.key for video in videos[:2]] == ["v1.mp4", "v2.mp4"]
+        with pytest.raises(IndexError):
+            videos[4]
+
+
+def test_only_so_many_videos_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "OPEN_VIDEOS", 3)
+    root = put({f"v{number}.mp4": mp4(2) for number in range(6)}, "disk", tmp_path)
+    videos = VideoFiles(VideoFiles.Config(root=Location(root))).videos("all")
+    kept = videos[0]
+    for number in (1, 2, 0, 3):
+        videos[number].read([0])
+    assert videos[0] is kept, "it was taken again in between"
+    assert list(videos._opened._videos) == ["v2.mp4", "v3.mp4", "v0.mp4"]
+    assert [video.frame_count for video in videos] == [2] * 6
+    assert len(videos._opened._videos) == 3
+
+
+@pytest.mark.parametrize("place", ["video", "root"])
+def test_keys_name_a_video_wherever_its_data_lies(tmp_path: Path, place: str) -> None:
+    for base in ("here", "there"):
+        folder = tmp_path / base
+        put({"a/frames/0.jpg": jpeg(0), "b/frames/0.jpg": jpeg(1), "b/frames/1.jpg": jpeg(2)}, "disk", folder)
+        pattern = Location(f"{folder}/set/*/frames")
+        config = (
+            VideoFiles.Config(video=pattern) if place == "video" else VideoFiles.Config(root=Location(f"{folder}/set"))
+        )
+        videos = VideoFiles(config).videos("all")
+        assert list(videos.keys) == [video.key for video in videos] == ["a/frames", "b/frames"]
+
+
+def test_keys_of_the_parts_of_a_video(tmp_path: Path) -> None:
+    """Frame n of a training part is frame n of the whole video; what is held out depends on the share."""
+    location = folder_of_frames(tmp_path / "f", 20)
+    for share, key in ((0.25, "f[-0.25:]"), (0.5, "f[-0.5:]")):
+        data = VideoFiles(VideoFiles.Config(video=location, held_out=share))
+        assert {split: list(data.videos(split).keys) for split in ("all", "train", "held_out")} == {
+            "all": ["f"], "train": ["f"], "held_out": [key],
+        }  # fmt: skip
+        for split in ("all", "train", "held_out"):
+            assert data.videos(split)[0].key == data.videos(split).keys[0]
+    assert VideoSlice(data.videos("all")[0], 2, 4).key == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (["/x/a.mp4", "/y/b.mp4"], ["a.mp4", "b.mp4"]),
+        (["/x/1/a.mp4", "/x/2/a.mp4"], ["1/a.mp4", "2/a.mp4"]),
+        (["/x/a.mp4", "/x/a.mp4"], ["a.mp4", "a.mp4"]),
+        (["https://h/v/a.mp4?key=1&at=/b", "s3://bucket/c d.mp4"], ["a.mp4", "c d.mp4"]),
+        (["zip://in/a.mp4::/x/1.zip", "zip://in/a.mp4::s3://x/2.zip"], ["1.zip/in/a.mp4", "2.zip/in/a.mp4"]),
+        (["memory://a.mp4", "/a.mp4"], ["memory://a.mp4", "/a.mp4"]),
+        ([], []),
+    ],
+)
+def test_keys_of_places(names: list[str], keys: list[str]) -> None:
+    assert dataset._keys(names) == keys
+
+
+def test_a_video_named_twice_counts_twice(tmp_path: Path) -> None:
+    location = folder_of_frames(tmp_path / "f", 4)
+    assert len(VideoFiles(VideoFiles.Config(video=location, more=(location,))).videos("train")) == 2
+
+
+def test_threads_share_videos_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few videos stay open and few frames are kept, so that threads take them from each other."""
+    monkeypatch.setattr(dataset, "OPEN_VIDEOS", 2)
+    root = put({f"v{number}.mp4": mp4(12) for number in range(4)}, "disk", tmp_path)
+    data = VideoFiles(VideoFiles.Config(root=Location(root), cache_mb=1))
+    data._cache.limit = 5 * 3 * 32 * 80
+    videos, wrong = data.videos("all"), []
+
+    def read(shift: int) -> None:
+        try:
+            for step in range(60):
+                index = (step * 7 + shift) % 12
+                found = numbers(videos[(step + shift) % 4].read([index, (index + 1) % 12]))
+                if found != [index, (index + 1) % 12]:
+                    wrong.append(found)
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=read, args=(shift,)) for shift in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert data._cache.used == sum(frame.nbytes for frame in data._cache._frames.values()) <= data._cache.limit
+
+
+class _Read(TorchDataset[Tensor]):
+    """Frame `index % 3` of video `index // 3`, as a training loop's workers read."""
+
+    def __init__(self, data: VideoFiles) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.data.videos("train")[index // 3].read([index % 3])[0]
+
+
+@pytest.mark.parametrize(("method", "place"), [("fork", "disk"), ("fork", "zip"), ("spawn", "zip")])
+def test_workers_read_videos_of_a_root(tmp_path: Path, method: str, place: str) -> None:
+    data = VideoFiles(VideoFiles.Config(root=Location(put(kinetics("train", "val"), place, tmp_path))))
+    data.videos("train")[0].read([0])
+    loader = DataLoader(
+        _Read(data), batch_size=3, num_workers=1, multiprocessing_context=multiprocessing.get_context(method)
+    )
+    assert [numbers(batch) for batch in loader] == [[0, 1, 2]] * 3
+    copy = pickle.loads(pickle.dumps(data))
+    assert (len(copy.videos("train")), copy._cache.used, len(copy._opened._videos)) == (3, 0, 0)
+
+
+def test_intrinsics_reach_the_videos_of_a_root(tmp_path: Path) -> None:
+    root = Location(put(kinetics("train"), "disk", tmp_path))
+    video = VideoFiles(VideoFiles.Config(root=root, intrinsics=(50.0, 60.0, 40.0, 16.0))).videos("all")[0]
+    assert video.intrinsics is not None
+    assert video.intrinsics.tolist() == [[50, 0, 40], [0, 60, 16], [0, 0, 1]]

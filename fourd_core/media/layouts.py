@@ -195,10 +195,12 @@ def _kinetics(listed: _Listed) -> Collection | None:
     videos = [name for name in listed.files if CLIP_PLACE.match(name) and name.lower().endswith(VIDEO_SUFFIXES)]
     if not any(CLIP_NAME.search(name) for name in videos):
         return None
-    found = {name: [video for video in videos if video.startswith(f"{name}/")] for name in KINETICS_PARTS}
+    found: dict[str, list[str]] = {}
+    for video in videos:
+        found.setdefault(video.partition("/")[0], []).append(video)
     by_part: dict[Part, Sequence[str]] = {}
     for name, part in KINETICS_PARTS.items():
-        if found[name]:
+        if name in found:
             by_part.setdefault(part, found[name])
     collection = _in_parts(listed.folder, by_part)
     return attrs.evolve(collection, videos=videos)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Sequence
 from itertools import count
-from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ READ_ON = 8
 """Decoding on over this many frames is cheaper than a seek to a keyframe behind them."""
 
 _decoders = OpenDecoders()
+# What threads that have ended left open is garbage in circles. Freed in a forked process, it would wait for ever for
+# FFmpeg's own threads, which stay behind; so it goes before the fork.
+os.register_at_fork(before=gc.collect)
 _numbers = count()
 
 
@@ -57,8 +60,8 @@ def open_given(video: object, frame_rate: float = 25.0) -> Video:
     Raises:
         MediaError: see there; or something else.
     """
-    if isinstance(video, str | PathLike):
-        return open_video(fspath(video), frame_rate=frame_rate)
+    if isinstance(video, str | os.PathLike):
+        return open_video(os.fspath(video), frame_rate=frame_rate)
     if isinstance(video, Tensor | np.ndarray):
         return given_frames(video, frame_rate)
     raise MediaError(f"an object of type {type(video).__name__} {_NOT_ACCEPTED}, or name a file, folder or URL")
