@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from fourd_core.errors import FourdError, RecipeError
+from fourd_core.errors import RecipeError
 from fourd_core.interfaces import Dataset, Metric, Result
 from fourd_core.progress import track
 from fourd_core.recipe import Location
@@ -80,19 +80,13 @@ class DAVISMetric(Metric):
         return maps
 
     def available(self, system: System, data: Dataset) -> bool:
-        """Whether the root is set and has the sequences."""
-        if self.config.root is None:
-            return False
-        try:
-            self._open()
-        except FourdError:
-            return False
-        return True
+        """Whether the root is set; `prepare` says what is wrong with it."""
+        return self.config.root is not None
 
     def prepare(self, system: System, data: Dataset) -> None:
         """Find the data, and see whether the system can read its frames."""
         self._extractor(system)
-        for sequence in self._open().sequences:
+        for sequence in self.open().sequences:
             self.picture_size(sequence.size, system)
 
     def measure(self, system: System, data: Dataset) -> Result:
@@ -102,7 +96,7 @@ class DAVISMetric(Metric):
             RecipeError: `root` is not set, or the system cannot be measured in this way.
             MediaError: the data is not there or not DAVIS-2017.
         """
-        davis, extractor = self._open(), self._extractor(system)
+        davis, extractor = self.open(), self._extractor(system)
         system.eval()
         scores: dict[str, SequenceScores] = {}
         sizes: dict[str, str] = {}
@@ -145,7 +139,13 @@ class DAVISMetric(Metric):
                 f"{WRAP} frames are evaluated of {', '.join(long)}"
             )
 
-    def _open(self) -> DAVIS:
+    def open(self) -> DAVIS:
+        """The sequences that are measured.
+
+        Raises:
+            RecipeError: `root` is not set.
+            MediaError: it is not DAVIS-2017, or lacks a sequence.
+        """
         if self.config.root is None:
             raise RecipeError(f"{self.title}: `root` is not set; set it to the folder of DAVIS-2017")
         return DAVIS.open(self.config.root, self.config.split, self.names)

@@ -126,7 +126,8 @@ def decide(
         return _bilinear(soft, size).argmax(0).to(torch.uint8)
     soft = _bilinear(soft, picture or size)
     low, high = soft.amin((1, 2), keepdim=True), soft.amax((1, 2), keepdim=True)
-    stretched = ((soft - low) / (high - low).clamp(min=torch.finfo(soft.dtype).tiny)).where(high > 0, soft)
+    # An object that is nowhere stays at 0.
+    stretched = (soft - low) / (high - low).clamp(min=torch.finfo(soft.dtype).tiny)
     ids = stretched.argmax(0).to(torch.uint8)
     return F.interpolate(ids[None, None], size, mode="nearest-exact")[0, 0]
 

@@ -123,6 +123,9 @@ def test_quick_probe_is_available_where_its_sequences_are(tmp_path: Path) -> Non
     assert not DAVISQuickProbe(DAVISQuickProbe.Config()).available(system, DATA)
     assert DAVISQuickProbe(DAVISQuickProbe.example()).available(system, DATA)
     root = davis_miniature(str(tmp_path / "DAVIS"), QUICK[:5])
+    for metric in (DAVISkNN, DAVISProbe):
+        assert not metric(metric.Config()).available(system, DATA)
+        assert metric(metric.Config(root="memory://elsewhere")).available(system, DATA), "`prepare` says what is wrong"
     assert not DAVISQuickProbe(DAVISQuickProbe.Config(root=root)).available(system, DATA)
     davis_miniature(str(tmp_path / "DAVIS"), QUICK)
     assert DAVISQuickProbe(DAVISQuickProbe.Config(root=root)).available(system, DATA)
@@ -148,6 +151,7 @@ def test_the_papers_protocol_is_the_default() -> None:
         ((854, 480), 14, (840, 476)),
         ((480, 910), 14, (476, 896)),  # 902.4: 902 of 64.43 patches
         ((480, 854), 16, (480, 848)),
+        ((480, 855), 1, (476, 847)),  # 847.9, cut off
         ((480, 480), 32, (480, 480)),
         ((100, 2000), 14, (476, 9520)),
     ],
@@ -171,7 +175,7 @@ def stepped(frames: int, step: int) -> System:
 
 def test_dino_cuts_the_longer_side_off_to_64_pixels() -> None:
     metric = DAVISkNN(DAVISkNN.Config(protocol="dino"))
-    assert metric.picture_size((480, 854), stepped(1, 16)) == (480, 832)
+    assert metric.picture_size((480, 870), stepped(1, 16)) == (480, 832)
     assert metric.picture_size((1080, 607), stepped(1, 8)) == (832, 480)
     assert metric.picture_size((480, 854), stepped(1, 14)) == (476, 854)
 
