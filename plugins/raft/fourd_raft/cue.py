@@ -36,6 +36,10 @@ class _NetworkFlow(nn.Module, CueProvider):
         """The configured checkpoint."""
         return None if self.weights is None else PretrainedWeights(self.weights, LICENCE, self.source)
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """As `FlowNetwork.check`."""
+        self.network.check(size)
+
     def forward(self, clip: Clip) -> CueMaps:
         """Flow of every frame to the other one, in pixels of the clip: `b 2 2 h w`.
 

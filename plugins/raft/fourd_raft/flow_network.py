@@ -69,7 +69,7 @@ class FlowNetwork(nn.Module, ABC):
         Raises:
             ValueError: the frames are too small for the pyramid of correlations.
         """
-        self.check(first)
+        self.check((first.shape[-2], first.shape[-1]))
         one, two = self._prepared(first), self._prepared(second)
         correlation = self._correlation(self.fnet(one), self.fnet(two))
         estimates = self.estimates(one, two, correlation, iterations)
@@ -84,7 +84,7 @@ class FlowNetwork(nn.Module, ABC):
             ValueError: as `forward`.
         """
         first, swapped = frames.flatten(0, 1), frames.flip(1).flatten(0, 1)
-        self.check(first)
+        self.check((first.shape[-2], first.shape[-1]))
         one, two = self._prepared(first), self._prepared(swapped)
         features = self.fnet(one)
         other = features.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
@@ -93,8 +93,8 @@ class FlowNetwork(nn.Module, ABC):
         flow: Tensor = self._at_pixels(last, first)[:, :2].unflatten(0, (-1, 2))
         return flow
 
-    def check(self, frames: Float[Tensor, "b 3 h w"]) -> None:
-        """Refuse frames of which the coarsest level of correlations would have nothing.
+    def check(self, size: tuple[int, int]) -> None:
+        """Refuse frames of a height and width of which the coarsest level of correlations would have nothing.
 
         Down to 8 places to a side (57 pixels) four levels are defined. Below 16 places (121 pixels) the coarsest is a
         single place wide, where the reference divides by zero; here it is read like any other level.
@@ -102,7 +102,7 @@ class FlowNetwork(nn.Module, ABC):
         Raises:
             ValueError: a side is too short.
         """
-        h, w = frames.shape[-2:]
+        h, w = size
         smallest = STRIDE * (2 ** (self.levels - 1) - 1) + 1
         if min(h, w) < smallest:
             raise ValueError(
