@@ -123,13 +123,14 @@ class DepthTask(Task):
             error: Tensor = ((answer.exp() - truth).abs() * valid).sum() / valid.sum().clamp(min=1)
             return error
         difference: Tensor = (answer - truth.clamp(min=NEAREST).log()) * valid
-        count = valid.sum((1, 2, 3)).clamp(min=1)
+        count: Tensor = valid.sum((1, 2, 3)).clamp(min=1)
         squares: Tensor = difference.square().sum((1, 2, 3)) / count
         mean: Tensor = difference.sum((1, 2, 3)) / count
         return (squares - 0.5 * mean.square()).mean()
 
     def _valid(self, depth: Float[Tensor, "b 1 h w"]) -> Bool[Tensor, "b 1 h w"]:
-        return (depth > NEAREST) & (depth < self.config.farthest)
+        farthest: float = self.config.farthest
+        return (depth > NEAREST) & (depth < farthest)
 
     def truth_size(self, batch: Sample) -> tuple[int, int]:
         """That of the measurement."""

@@ -240,5 +240,5 @@ def size_note(train: int, val: int) -> str | None:
         return None
     return (
         f"this is not the published NYUv2: {train} pictures to train on and {val} to validate on instead of "
-        f"{PUBLISHED['train']} and {PUBLISHED['val']}; do not compare with the paper's rows"
+        f"{PUBLISHED['train']} and {PUBLISHED['val']}; do not compare with published numbers"
     )

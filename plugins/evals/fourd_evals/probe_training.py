@@ -237,7 +237,9 @@ class ProbeMetric(Metric):
     def _notes(self, task: Task, training: _Training) -> list[str]:
         chosen = f"our row is epoch {training.best_epoch} of {self.config.epochs}"
         if self.config.select == "best":
-            chosen += ", the best one on the very pictures that the table is about, as in LILA's evaluation"
+            chosen += (
+                ', the best one on the very pictures that the table is about; for the last one set select = "last"'
+            )
         return [*task.notes(), chosen]
 
 

@@ -131,7 +131,8 @@ class ZeroShot(ProbeMetric):
         """The protocol, by default the reference's."""
 
         text: Location
-        """An embedding per class: npz with `names` and `embeddings`, or safetensors (see the plugin's README)."""
+        """An embedding per label 0 to 181: npz with the arrays `names` and `embeddings`, or safetensors with the tensor
+        `embeddings` and, as metadata, `names` in JSON."""
         splits: Location | None = None
         """The folder of train_list, test_list, seen_cls and novel_cls (.npy or .txt); none: the root."""
         epochs: int = attrs.field(default=5, validator=ge(1))
