@@ -12,8 +12,7 @@ from attrs.validators import ge, gt
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from fourd_core.errors import FourdError, RecipeError, RunError
-from fourd_core.interfaces import Dataset
+from fourd_core.errors import RecipeError, RunError
 from fourd_core.randomness import seeded
 from fourd_core.system import System
 from fourd_evals.davis import DAVISSequence
@@ -147,13 +146,6 @@ class DAVISQuickProbe(_FirstFrameProbe):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.names = config.sequences
-
-    def available(self, system: System, data: Dataset) -> bool:
-        """Whether the root is set and has the sequences: training then validates by them."""
-        try:
-            return super().available(system, data) and bool(self.open().sequences)
-        except FourdError:
-            return False
 
     def seen(self, maps: Shaped[Tensor, "*axes h w"]) -> Shaped[Tensor, "*axes y x"]:
         """The square in the middle."""

@@ -118,17 +118,16 @@ def test_quick_probe_sees_the_middle_only_and_the_pixel_features_only() -> None:
     assert torch.equal(look.pixels[0], (sequence.frame(1)[:, 8:56, 24:72].float() / 255 - 0.4) * 4)
 
 
-def test_quick_probe_is_available_where_its_sequences_are(tmp_path: Path) -> None:
+def test_what_names_its_root_is_available_and_a_wrong_root_an_error(tmp_path: Path) -> None:
     system = colours()
-    assert not DAVISQuickProbe(DAVISQuickProbe.Config()).available(system, DATA)
-    assert DAVISQuickProbe(DAVISQuickProbe.example()).available(system, DATA)
     root = davis_miniature(str(tmp_path / "DAVIS"), QUICK[:5])
-    for metric in (DAVISkNN, DAVISProbe):
+    for metric in (DAVISkNN, DAVISProbe, DAVISQuickProbe):
         assert not metric(metric.Config()).available(system, DATA)
-        assert metric(metric.Config(root="memory://elsewhere")).available(system, DATA), "`prepare` says what is wrong"
-    assert not DAVISQuickProbe(DAVISQuickProbe.Config(root=root)).available(system, DATA)
-    davis_miniature(str(tmp_path / "DAVIS"), QUICK)
-    assert DAVISQuickProbe(DAVISQuickProbe.Config(root=root)).available(system, DATA)
+        assert metric(metric.Config(root="memory://elsewhere")).available(system, DATA)
+    quick = DAVISQuickProbe(DAVISQuickProbe.Config(root=root))
+    assert quick.available(system, DATA)
+    with pytest.raises(MediaError, match=QUICK[5]):  # training does not validate by something else instead
+        quick.prepare(system, DATA)
 
 
 def test_the_papers_protocol_is_the_default() -> None:
