@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,20 @@ from fourd_core.recipe import Recipe, dumps, load_recipe
 WEIGHTS_FILE = "weights.safetensors"
 """What a finished training stage leaves in its folder."""
 RECIPE_FILE, RECORD_FILE = "recipe.toml", "run.json"
+
+
+_held: set[IO[str]] = set()
+"""The locks of the runs that this process is at work in."""
+
+
+def _let_go() -> None:
+    # A forked reader of samples must not hold the lock: it may outlive a killed run by some seconds.
+    for lock in _held:
+        lock.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run stopped where the user asked it to
@@ -65,6 +80,7 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunError(f"another process is at work in {self.folder}; choose another folder with --out") from error
+        _held.add(self._lock)
         if self.is_new and (self.folder / RECIPE_FILE).exists():
             raise RunError(f"another process made {self.folder} a moment ago; choose another folder with --out")
         for left_by_a_kill in self.folder.rglob(".*.part*"):
@@ -75,6 +91,7 @@ class Run:
     def close(self) -> None:
         """Let other processes in again."""
         if self._lock is not None:
+            _held.discard(self._lock)
             self._lock.close()
             self._lock = None
 

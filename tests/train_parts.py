@@ -156,8 +156,10 @@ def _child(folder: Path, rank: int, words: list[str], environment: dict[str, str
 
 def ended(processes: list[BaseProcess], seconds: float = 120.0) -> list[int | None]:
     """Their exit codes, once they ended."""
-    for process in processes:
-        process.join(seconds)
+    limit = time.monotonic() + seconds
+    # `join` would wait for the readers of a process that was killed too.
+    while any(process.is_alive() for process in processes) and time.monotonic() < limit:
+        time.sleep(0.005)
     return [process.exitcode for process in processes]
 
 

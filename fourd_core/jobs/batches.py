@@ -11,15 +11,10 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from fourd_core import distributed
+from fourd_core.cues import sample_generator
 from fourd_core.interfaces import Dataset, Objective
-from fourd_core.randomness import generator_for
 
 Batch = dict[str, Tensor]
-
-
-def sample_generator(seed: int, stage: str, number: int, place: int) -> torch.Generator:
-    """What a sample is drawn with: number of the batch (from 0), place in it, counted through all processes."""
-    return generator_for(seed, stage, "sample", number, place)
 
 
 class Batches(TorchDataset[Batch]):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fourd_core import distributed
 from fourd_core.checkpoint import Checkpoint, optimizer_state, restore_optimizer, save_tensors
+from fourd_core.cues import open_kept
 from fourd_core.errors import FourdError, RecipeError, RunError
 from fourd_core.interfaces import Objective
 from fourd_core.jobs import Job
@@ -65,7 +66,10 @@ class TrainJob(Job):
                 "the learning rate never reaches lr\n"
             )
         self.batches = Batches(self.objective, self.data, self.recipe.seed, self.stage, config.batch_size)
-        self.batches[0]  # opens the data: a missing or unreadable video is found before anything is written
+        if self.recipe.cue_cache is None:
+            self.batches[0]  # opens the data: a missing or unreadable video is found before anything is written
+        else:  # videos that cannot be read are known once the cues are there, and left out
+            self.data.videos("train")
         self.validation = (
             Validation(config.validation, self.recipe, self.stage, self.system, self.data)
             if config.validation and self.group.first
@@ -152,14 +156,13 @@ class TrainJob(Job):
         """What teachers said before, where a stage with `job = "cues"` keeps it."""
         if self.recipe.cue_cache is None:
             return
-        from fourd_core.cues import open_kept
-
         config = self.config
-        self.objective.kept_cues = kept = open_kept(
+        kept = open_kept(
             self.recipe, self.system, self.data, self.stage, self.objective,
             config.steps * config.accumulate, config.batch_size * self.group.size,
         )  # fmt: skip
-        what = f"cues from {self.recipe.cue_cache}" if kept is not None else "teachers run as training goes"
+        self.objective.kept_cues = kept
+        what = f"cues from {kept.shown}" if kept is not None else "teachers run as training goes"
         run.note(f"{self.stage}: {what}")
 
     def _state(self) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fourd_core.checkpoint import save_tensors
 from fourd_core.errors import RecipeError, RunError
-from fourd_core.interfaces import Dataset, Metric, Objective
+from fourd_core.interfaces import Dataset, Metric
 from fourd_core.randomness import seeded
 from fourd_core.recipe import ComponentConfig, Recipe
 from fourd_core.run_folder import Run
@@ -57,16 +57,9 @@ class Validation:
         Raises:
             FourdError: what the metric says, or that it has no score.
         """
-        objective: Objective = self.system.objectives[self.stage]  # type: ignore[assignment]
-        kept = objective.kept_cues
-        # What is kept of the teachers is about the training's own samples.
-        objective.kept_cues = None
-        try:
-            with seeded(self.recipe.seed, self.stage, "validation", step), torch.no_grad():
-                result = self.metric.measure(self.system.eval(), self.data)
-        finally:
-            objective.kept_cues = kept
-            self.system.train(True)
+        with seeded(self.recipe.seed, self.stage, "validation", step), torch.no_grad():
+            result = self.metric.measure(self.system.eval(), self.data)
+        self.system.train(True)
         table = json.dumps([*result.rows], ensure_ascii=False)
         run.note(f"{self.stage}: step {step}, {self.name}: score {result.score}, {result.title}: {table}")
         if result.score is None:
