@@ -147,6 +147,16 @@ def test_any_tree_of_videos(tmp_path: Path, place: str) -> None:
     assert numbers(data.videos("all")[4].read([2, 1])) == [2, 1]
 
 
+def test_a_root_on_a_web_server(tmp_path: Path, web: str) -> None:
+    put(youtube_vos("train_all_frames") | kinetics("val"), "disk", tmp_path)
+    frames_of = opened(f"{web}/set").videos("train")
+    assert list(frames_of.keys) == [f"train_all_frames/JPEGImages/{name}" for name in VOS[:2]]
+    assert numbers(frames_of[1].read([2, 0])) == [2, 0]
+    clips = opened(f"{web}/set", layout="kinetics").videos("train")
+    assert clips.keys[0] == "val/abseiling/-0OjRFpHXkE_000012_000022.mp4"
+    assert numbers(clips[0].read([2, 0])) == [2, 0]
+
+
 def test_a_tree_with_pictures_beside_videos_is_refused(tmp_path: Path) -> None:
     root = put(tree() | {"day 2/left/preview.mp4": b"", "day 2/left/x.mp4": b""}, "disk", tmp_path)
     assert f"the folder {root}/day 2/left has both pictures (2, such as 00000.jpg) and videos (2, such" in refusal(root)
@@ -264,7 +274,7 @@ def test_shares_are_whole_videos(tmp_path: Path) -> None:
 
 
 class Counted(MemoryFileSystem):
-    """A file system in memory that counts what is asked of it, from outside."""
+    """A file system in memory that counts what is asked of it, and lists a folder in itself, as buckets may."""
 
     protocol = "counted"
     asked: ClassVar[Counter[str]] = Counter()
@@ -275,7 +285,9 @@ class Counted(MemoryFileSystem):
 
     def ls(self, path: str, *arguments: Any, **options: Any) -> Any:
         self.asked["ls"] += 1
-        return super().ls(path, *arguments, **options)
+        found = super().ls(path, *arguments, **options)
+        itself = {"name": path, "type": "directory", "size": 0}
+        return [itself, *found] if options.get("detail") else found
 
     def info(self, path: str, **options: Any) -> Any:
         self.asked["info"] += 1
@@ -311,8 +323,7 @@ def test_a_listing_takes_few_requests_and_opens_nothing(tmp_path: Path) -> None:
                 memory.pipe_file(f"/{place}/{build.__name__}{count}/{name}", content)
             Counted.asked.clear()
             data = opened(f"counted://{place}/{build.__name__}{count}")
-            assert len(data.videos("train")) >= count
-            data.videos("held_out")
+            assert [len(data.videos(split)) for split in ("train", "held_out", "all")] == [count, 1, count + 1]
             asked.append(dict(Counted.asked))
         assert asked[0] == asked[1], build.__name__
         assert asked[0].get("open", 0) == opens

@@ -269,9 +269,10 @@ class _Read(TorchDataset[Tensor]):
         return self.data.videos("train")[index // 3].read([index % 3])[0]
 
 
-@pytest.mark.parametrize(("method", "place"), [("fork", "disk"), ("fork", "zip"), ("spawn", "zip")])
-def test_workers_read_videos_of_a_root(tmp_path: Path, method: str, place: str) -> None:
-    data = VideoFiles(VideoFiles.Config(root=Location(put(kinetics("train", "val"), place, tmp_path))))
+@pytest.mark.parametrize(("method", "place"), [("fork", "disk"), ("fork", "zip"), ("fork", "web"), ("spawn", "zip")])
+def test_workers_read_videos_of_a_root(tmp_path: Path, web: str, method: str, place: str) -> None:
+    root = put(kinetics("train", "val"), place, tmp_path)
+    data = VideoFiles(VideoFiles.Config(root=Location(f"{web}/set" if place == "web" else root)))
     data.videos("train")[0].read([0])
     loader = DataLoader(
         _Read(data), batch_size=3, num_workers=1, multiprocessing_context=multiprocessing.get_context(method)

@@ -37,6 +37,7 @@ def forms(frames: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array")
 def test_predictions_of_frames_are_those_of_their_files(tmp_path: Path, toy_recipe: Path, frames: Tensor) -> None:
     (tmp_path / "pictures").mkdir()
     for number, frame in enumerate(frames):
@@ -52,6 +53,7 @@ def test_predictions_of_frames_are_those_of_their_files(tmp_path: Path, toy_reci
         assert torch.equal(system.predict(given[0]).value, one), name
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array")
 def test_given_frames_are_a_video(tmp_path: Path, frames: Tensor) -> None:
     for number, frame in enumerate(frames):
         write_png(tmp_path / f"{number}.png", frame)

@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import random
 import struct
+import threading
 import tracemalloc
 import zipfile
 from fractions import Fraction
@@ -303,6 +304,32 @@ def test_a_video_goes_to_another_process(tmp_path: Path, web: str, method: str, 
     child.join(30)
     assert child.exitcode == 0
     assert numbers(video.read([18, 31])) == [18, 31]
+
+
+def _collect_and_read(video: Video, queue: Any) -> None:
+    gc.collect()
+    queue.put(numbers(video.read([30])))
+
+
+def test_a_fork_after_threads_that_read(tmp_path: Path) -> None:
+    """FFmpeg's threads of a decoder stay behind: freeing one that another thread left would wait for them for ever."""
+    encode(str(tmp_path / "clip.mp4"), options={"g": "10", "bf": "2"})
+    video = open_video(str(tmp_path / "clip.mp4"))
+    gc.disable()
+    try:
+        thread = threading.Thread(target=video.read, args=([5],))
+        thread.start()
+        thread.join()
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        child = context.Process(target=_collect_and_read, args=(video, queue), daemon=True)
+        child.start()
+    finally:
+        gc.enable()
+    try:
+        assert queue.get(timeout=30) == [30]
+    finally:
+        child.kill()
 
 
 def test_pickles_without_decoder_and_frames(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from fourd_core.errors import MediaError
 from fourd_core.media.locations import (
+    VIDEO_SUFFIXES,
     Source,
     file_at,
     filesystem_at,
@@ -81,7 +82,8 @@ class Folder(NamedTuple):
         """
         filesystem, path = self._filesystem, self.place(name)
         with reading(path):
-            if filesystem.isfile(path):
+            # By its suffix first: to a web server a folder is a file too.
+            if path.lower().endswith(VIDEO_SUFFIXES) and filesystem.isfile(path):
                 return Source(path, (file_at(filesystem, path),))
             names = sorted(of_known_kind(names_inside(filesystem, path)), key=natural_key)
             filesystem.invalidate_cache(path)
