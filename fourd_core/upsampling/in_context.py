@@ -146,7 +146,7 @@ def _cell_shares(length: int, cells: int, start: int, stop: int) -> Float[Tensor
     """What pixels `start .. stop - 1` of `length` contribute to the average of each cell."""
     cell, pixel = torch.arange(cells)[:, None], torch.arange(start, stop)
     first, end = cell * length // cells, -(-(cell + 1) * length // cells)
-    return ((pixel >= first) & (pixel < end)) / (end - first)
+    return ((pixel >= first) & (pixel < end)).double() / (end - first)
 
 
 def _blocks(rows: Rows, size: tuple[int, int], channels: int) -> list[tuple[int, int]]:
@@ -178,8 +178,9 @@ def _field(
     coarser = _field(*_halved(values, trust, features), window, ridge)
     wide = F.interpolate(coarser.flatten(1, 2), scale_factor=2, mode="bilinear", align_corners=False)
     wide = wide[..., :h, :w].unflatten(1, (-1, c))
-    around: Tensor = F.avg_pool2d(known, window, 1, window // 2, divisor_override=1)
-    share = (around / window).clamp(max=1)[:, None]
+    ones = torch.ones_like(known)
+    around, inside = (F.avg_pool2d(x, window, 1, window // 2, divisor_override=1) for x in (known, ones))
+    share = (around / inside.clamp(max=window)).clamp(max=1)[:, None]
     mixed: Tensor = share * field + (1 - share) * wide
     return mixed
 

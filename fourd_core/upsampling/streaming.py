@@ -98,12 +98,16 @@ class Upsampler:
         held, small = _Held(video), attrs.evolve(config, pixels="view")
         for part in streaming.stream(self._system, held, view, small, queries, position):
             with torch.inference_mode():
-                frames = held.take(part.first, 0 if part.reverse else part.frames)  # a reverse part has no maps
-                carried = self._carried(part.predictions, view, frames)
+                shots = held.take(part.first, 0 if part.reverse else part.frames)  # a reverse part has no maps
+                carried = self._carried(part.predictions, view, shots)
             yield part._replace(predictions=carried)
 
-    def _carried(self, predictions: Predictions, view: View, frames: Sequence[UInt8[Tensor, "3 h w"]]) -> Predictions:
-        """Maps that are in the video's units, on the grid of the view, at the video's pixels."""
+    def _carried(self, predictions: Predictions, view: View, shots: Sequence[Shot]) -> Predictions:
+        """Maps that are in the video's units, on the grid of the view, at the video's pixels.
+
+        Args:
+            shots: their frames, one each.
+        """
         coarse = view.resized[0] < view.video_size[0] and view.resized[1] < view.video_size[1]
         carried: dict[str, Prediction] = {}
         sharp: dict[str, list[Tensor]] = {}
@@ -112,29 +116,27 @@ class Upsampler:
                 sharp[name] = []
             else:
                 carried[name] = attrs.evolve(item, values=view.restore(item.values)) if isinstance(item, Maps) else item
-        for t, frame in enumerate(frames):
+        for t, shot in enumerate(shots):
             guides: dict[_Features | None, Rows] = {}  # of heads that want the same
             for name, maps in sharp.items():
                 features, item = self._features[name], cast(Maps, predictions[name])
                 if features not in guides:
-                    guides[features] = self._guide(features, predictions, t, frame, view)
+                    guides[features] = self._guide(features, predictions, t, shot, view)
                 values = item.values[:, t].to(self._system.device)
                 maps.append(_sharpened(values, item.kind, view, guides[features]).cpu())
         for name, maps in sharp.items():
             carried[name] = predictions[name].with_tensors({"values": torch.stack(maps, 1)})
         return Predictions({name: carried[name] for name in predictions})
 
-    def _guide(
-        self, features: _Features | None, predictions: Predictions, t: int, frame: UInt8[Tensor, "3 h w"], view: View
-    ) -> Rows:
-        colours = frame[None].to(self._system.device).float() / 255
+    def _guide(self, features: _Features | None, predictions: Predictions, t: int, shot: Shot, view: View) -> Rows:
+        colours = shot.frames.to(self._system.device).float() / 255
         if features is None:
             return guide_rows(colours, None, view)
         if features.system is self._system:
             own = cast(Maps, predictions[features.head]).values[:, t]
             return guide_rows(colours, own.to(colours.device), view)
         their_view = features.view(view.video_size)
-        return guide_rows(colours, features.of(frame, their_view), their_view)
+        return guide_rows(colours, features.of(shot, their_view), their_view)
 
 
 def _sharpened(values: Float[Tensor, "1 c y x"], kind: MapKind, view: View, rows: Rows) -> Float[Tensor, "1 c h w"]:
@@ -164,10 +166,9 @@ class _Features:
         rule = self.system.recipe.data.config if self.system.recipe is not None else None
         return view_of(rule if isinstance(rule, ViewConfig) else ViewConfig(), video_size, self.system.backbone.spec)
 
-    def of(self, frame: UInt8[Tensor, "3 h w"], view: View) -> Float[Tensor, "1 d y x"]:
-        """The features of a frame, on the grid of the view."""
+    def of(self, shot: Shot, view: View) -> Float[Tensor, "1 d y x"]:
+        """The features of a single frame, on the grid of the view."""
         half = self.system.recipe is not None and self.system.recipe.precision == "bf16"
-        shot = Shot(frame[None], torch.zeros(1), None, None, real=1)
         with torch.autocast(self.system.device.type, torch.bfloat16, enabled=half):
             predictions, _ = look(self.system, view, shot, {}, None, [self.head])
         return cast(Maps, predictions[self.head]).values[:, 0].float()
@@ -221,9 +222,12 @@ class _Held(Video):
         """As `Video.times`."""
         return self._video.times(indices)
 
-    def take(self, first: int, count: int) -> list[UInt8[Tensor, "3 h w"]]:
-        """These frames; they are forgotten with all before them, all are where none is wanted."""
-        taken = [self._frames[index] for index in range(first, first + count)]
+    def take(self, first: int, count: int) -> list[Shot]:
+        """These frames, one by one; they are forgotten with all before them, all are where none is wanted."""
+        taken = [
+            Shot(self._frames[index][None], self.times([index]), self.intrinsics, None, real=1)
+            for index in range(first, first + count)
+        ]
         kept = [index for index in self._frames if count and index >= first + count]
         self._frames = {index: self._frames[index] for index in kept}
         return taken
