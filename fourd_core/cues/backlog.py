@@ -13,7 +13,7 @@ from fourd_core.cues.store import UNUSED, StoredCue
 from fourd_core.cues.work import Unit
 from fourd_core.errors import RunError
 
-Places = Int64[np.ndarray, " n"]
+Places = Int64[np.ndarray, "_"]
 
 
 @attrs.frozen(eq=False)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import attrs
 
-from fourd_core.cues.work import Outcome, Stopped, Unit, Workplace, compute_elsewhere
+from fourd_core.cues.work import Outcome, Settings, Stopped, Unit, Workplace, compute_elsewhere
 from fourd_core.errors import RunError
-from fourd_core.recipe import dumps
+from fourd_core.recipe import Recipe, dumps
 from fourd_core.recipe.schema import ClusterConfig
 
 AHEAD = 2
@@ -69,6 +69,8 @@ class Crew:
                     unit = flying.pop(future)
                     try:
                         outcome = future.result()
+                    except CancelledError as error:
+                        raise RunError(LOST) from error
                     except self.given_up as error:
                         deaths[unit] = deaths.get(unit, 0) + 1
                         if deaths[unit] > LIVES:
@@ -114,25 +116,26 @@ def threads(place: Workplace, count: int) -> Iterator[Crew]:
 
 
 @contextmanager
-def cluster(place: Workplace, config: ClusterConfig) -> Iterator[Crew]:
-    """A running dask cluster, or one of processes of this machine that is started here and ends with the job.
+def cluster(recipe: Recipe, settings: Settings) -> Iterator[Crew]:
+    """The recipe's `[cluster]`: a running one, or processes of this machine that start here and end with the job.
 
     Raises:
         RunError: dask is not installed; nobody answers at the address.
     """
-    distributed = import_distributed()
+    distributed, config = import_distributed(), recipe.cluster
+    assert config is not None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said by us
     with _client(distributed, config) as client:
         # On this machine the recipe's device is right; elsewhere each worker takes what it has.
-        device = place.recipe.device if config.address is None else "auto"
-        compute = partial(compute_elsewhere, dumps(place.recipe), place.settings, device)
+        device = recipe.device if config.address is None else "auto"
+        compute = partial(compute_elsewhere, dumps(recipe), settings, device)
         slots = sum(client.nthreads().values()) or 1
         executor = client.get_executor(pure=False)
         given_up = (distributed.scheduler.KilledWorker,)
         try:
             yield Crew(executor, compute, AHEAD * slots, lambda: client.status == "running", given_up)
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=False)
 
 
 def import_distributed() -> Any:
@@ -152,7 +155,7 @@ def import_distributed() -> Any:
 def _client(distributed: Any, config: ClusterConfig) -> Iterator[Any]:
     if config.address is not None:
         try:
-            client = distributed.Client(config.address, timeout=10, set_as_default=False)
+            client = distributed.Client(config.address, set_as_default=False)
         except (OSError, ValueError) as error:  # dask's time-outs are OSErrors
             raise RunError(
                 f"no dask scheduler answers at {config.address} ({_first_line(error)}); start one with `dask "
@@ -163,8 +166,13 @@ def _client(distributed: Any, config: ClusterConfig) -> Iterator[Any]:
                 raise RunError(f"the dask scheduler at {config.address} has no workers; start some with `dask worker`")
             yield client
         return
-    # No limit of memory: dask would kill workers by a rule of thumb that knows nothing of networks.
+    from dask import config as dask_config
+
+    # Workers are forked from a process that has loaded torch once, so that they start, and start again, at once. No
+    # limit of memory: dask would kill workers by a rule of thumb that knows nothing of networks.
     with (
+        dask_config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+        _preloaded(distributed),
         distributed.LocalCluster(
             n_workers=config.workers, threads_per_worker=config.threads, processes=True, memory_limit=0,
             dashboard_address=None,
@@ -172,6 +180,12 @@ def _client(distributed: Any, config: ClusterConfig) -> Iterator[Any]:
         distributed.Client(local, set_as_default=False) as client,
     ):  # fmt: skip
         yield client
+
+
+@contextmanager
+def _preloaded(distributed: Any) -> Iterator[None]:
+    distributed.utils.get_mp_context().set_forkserver_preload(["distributed", compute_elsewhere.__module__])
+    yield
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,7 +24,7 @@ def sample_generator(seed: int, stage: str, number: int, place: int) -> torch.Ge
     return generator_for(seed, stage, "sample", number, place)
 
 
-def keys_of(videos: Sequence[Video]) -> list[str]:
+def keys_of(videos: Sequence[Any]) -> list[str]:
     """What the videos are called within their data set; where the data set knows it beforehand, none is opened."""
     known: Sequence[str] | None = getattr(videos, "keys", None)
     return list(known) if known is not None else [video.key or video.name for video in videos]
@@ -55,10 +55,10 @@ class KnownVideo(Video):
         self.read(indices)
 
 
-class KnownVideos(Sequence[Video]):
+class KnownVideos(Sequence):  # type: ignore[type-arg]  # as Sequence[Video], checkers at run time would open one
     """A data set's videos, each opened once and let go; `last` is the number of the one that was asked for last."""
 
-    def __init__(self, videos: Sequence[Video]) -> None:
+    def __init__(self, videos: Sequence[Any]) -> None:
         self._videos = videos
         self.keys = keys_of(videos)
         self.last: int | None = None

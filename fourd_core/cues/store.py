@@ -35,6 +35,7 @@ from fourd_core.weights.cache import without_secrets
 FORMAT = 1
 UNUSED = -1
 SEPARATOR = "."
+FLAT: Any = {"name": "default", "separator": SEPARATOR}
 """One folder holds all files of an array: `c.12.0.0.0.0` is unit 12."""
 PARTIAL = "*.partial"
 """What a file is called on a disk while Zarr writes it."""
@@ -134,8 +135,9 @@ class CueStore:
         with disk_errors(self.shown):
             group = self._group.create_group(name, overwrite=True)
             group.create_array(
-                "items", shape=(0, columns), chunks=(ITEMS_CHUNK, columns), dtype="int64", fill_value=UNUSED
-            )
+                "items", shape=(0, columns), chunks=(ITEMS_CHUNK, columns), dtype="int64", fill_value=UNUSED,
+                chunk_key_encoding=FLAT,
+            )  # fmt: skip
             group.update_attributes({**attributes, "unit": unit})
         return StoredCue(self, name, group)
 
@@ -274,7 +276,7 @@ class StoredCue:
                 "maps", shape=(self._array("items").shape[0], *row), chunks=(1, *row), shards=(self.unit, *row),
                 dtype=example.dtype, fill_value=float("nan"),
                 compressors=BloscCodec(cname="zstd", clevel=5, shuffle="shuffle"),
-                chunk_key_encoding={"name": "default", "separator": SEPARATOR},
+                chunk_key_encoding=FLAT,
                 # A unit of nothing but unknown numbers has a file too, or it would never be done.
                 config={"write_empty_chunks": True},
             )  # fmt: skip

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import attrs
 import numpy as np
@@ -18,7 +19,7 @@ from fourd_core.cues.plan import hash_of, keys_of
 from fourd_core.cues.store import CueStore, StoredCue
 from fourd_core.data import Clip
 from fourd_core.errors import MediaError, RunError
-from fourd_core.interfaces import CueProvider, Dataset, Objective, Video
+from fourd_core.interfaces import CueProvider, Dataset, Objective
 from fourd_core.precision import own_precision
 from fourd_core.recipe import Recipe, parse
 from fourd_core.system import NamedCues, build_component, build_dataset, build_system, pick_device
@@ -63,16 +64,16 @@ class Stopped(Exception):  # noqa: N818 - not an error: the user wished it
 class Workplace:
     """What one process needs for any unit; threads share it.
 
-    Each thread has a data set of its own, since an open video serves one thread at a time, so frames are decoded side
+    Each thread has a copy of the data set, since an open video serves one thread at a time; so frames are decoded side
     by side. A teacher answers one thread after another: on one device two callers gain nothing but need twice the
     memory, and classical ones change settings of their whole process (OpenCV's number of threads).
     """
 
     def __init__(
-        self, recipe: Recipe, settings: Settings, store: CueStore, cues: Mapping[str, CueProvider],
+        self, settings: Settings, store: CueStore, data: Dataset, cues: Mapping[str, CueProvider],
         objective: Objective, device: torch.device,
     ) -> None:  # fmt: skip
-        self.recipe, self.settings, self.store = recipe, settings, store
+        self.settings, self.store, self.data = settings, store, data
         self.cues, self.objective, self.device = cues, objective, device
         self.stop = threading.Event()
         self._teacher = threading.Lock()
@@ -115,12 +116,11 @@ class Workplace:
         return frames, failed
 
     @property
-    def _videos(self) -> tuple[Sequence[Video], list[str]]:
+    def _videos(self) -> tuple[Sequence[Any], list[str]]:
         if not hasattr(self._own, "videos"):
-            data: Dataset = build_dataset(self.recipe)
-            videos = data.videos("train")
+            videos = copy.deepcopy(self.data).videos("train")
             self._own.videos = videos, keys_of(videos)
-        return cast(tuple[Sequence[Video], list[str]], self._own.videos)
+        return cast(tuple[Sequence[Any], list[str]], self._own.videos)
 
     def _maps(
         self, unit: Unit, stored: StoredCue, frames: Sequence[UInt8[Tensor, "t 3 h w"]]
@@ -156,6 +156,7 @@ def compute_elsewhere(text: str, settings: Settings, device: str, unit: Unit) ->
     Only the cues are built for real; the backbone and the objective remain shapes on the meta device.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_num_threads(1)  # as dask itself has it: a machine is filled by workers
     with _building:
         if (text, settings, device) not in _places:
             _places.clear()
@@ -178,4 +179,4 @@ def _build(recipe: Recipe, settings: Settings, device: torch.device) -> Workplac
     if store is None:
         raise RunError(f"a worker sees nothing at {recipe.cue_cache}; cue_cache must be a place that all of them share")
     check_made_alike(store, system, recipe, settings.stage, objective)  # its weights may be other files than ours
-    return Workplace(recipe, settings, store, cues, objective, device)
+    return Workplace(settings, store, build_dataset(recipe), cues, objective, device)

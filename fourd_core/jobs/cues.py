@@ -55,9 +55,9 @@ class CuesJob(Job):
         self.objective: Objective = self.system.objectives[wanted]  # type: ignore[assignment]
         self.location = self.recipe.cue_cache
         if self.recipe.cluster is not None:
-            import_distributed()
             if self.location.startswith("memory://"):
                 raise RecipeError("cue_cache is in the memory of one process, which the workers of [cluster] are not")
+            import_distributed()
         self._find()
         self.listing = Listing(self.data)
         make_plan(self.listing, self.objective, self.recipe.seed, wanted, 1, 1)  # opens the data
@@ -148,8 +148,10 @@ class CuesJob(Job):
     def _crew(self, store: CueStore) -> AbstractContextManager[Crew]:
         config, system = self.config, self.system
         settings = Settings(config.stage, config.batch, config.precision)
-        place = Workplace(self.recipe, settings, store, system.cues, self.objective, system.device)
-        return threads(place, config.threads) if self.recipe.cluster is None else cluster(place, self.recipe.cluster)
+        if self.recipe.cluster is not None:
+            return cluster(self.recipe, settings)
+        place = Workplace(settings, store, self.data, system.cues, self.objective, system.device)
+        return threads(place, config.threads)
 
     def _extent(self) -> tuple[int, int]:
         """Batches and places of the training."""
