@@ -38,7 +38,7 @@ def new_record(recipe: Recipe, command: Sequence[str], system: System) -> dict[s
         "python": sys.version.split()[0],
         "versions": versions(),
         "git": git_state(),
-        "weights": _weights(system, recipe),
+        "weights": weights_in_use(system, recipe),
         "stages": {},
     }
 
@@ -83,12 +83,15 @@ def named_weights(system: System) -> list[tuple[str, PretrainedWeights]]:
     return [(where, weights) for where, weights in used if weights is not None]
 
 
-def _weights(system: System, recipe: Recipe) -> list[dict[str, Any]]:
+def weights_in_use(system: System, recipe: Recipe) -> list[dict[str, Any]]:
+    """The weights that a system has read, with their licences; not those of teachers that were not asked so far."""
+    unread = {f"cues.{name}" for name in system.unread_cues}
     rows = [
         {"component": where, **attrs.asdict(weights), "location": shown(weights.location)}
         for where, weights in named_weights(system)
+        if where not in unread
     ]
-    named = {"weights": recipe.weights, "trained": recipe.trained}
+    named = {} if system.starts_fresh else {"weights": recipe.weights, "trained": recipe.trained}
     return rows + [
         {"component": key, "location": shown(location), "licence": licence_of(location), "sha256": sha256_of(location)}
         for key, location in named.items()

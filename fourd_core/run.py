@@ -16,7 +16,7 @@ from fourd_core.errors import FourdError, RecipeError, RunError
 from fourd_core.hooks import Hooks, load_hooks
 from fourd_core.interfaces import Head
 from fourd_core.jobs import Job
-from fourd_core.provenance import new_record, versions
+from fourd_core.provenance import new_record, versions, weights_in_use
 from fourd_core.recipe import Location, Recipe
 from fourd_core.recipe.values import plain
 from fourd_core.run_folder import Follower, Interrupted, Run, read_recipe, read_record, trained_weights
@@ -84,7 +84,8 @@ def _build(
     """The run, its system, and the jobs that are to be done, prepared."""
     first = current().first
     device = _prepare_torch(recipe)
-    system = build_system(recipe).to(device)
+    done = _done_stages(start.record)
+    system = build_system(recipe, named_weights=not _starts_fresh(recipe, stages, done)).to(device)
     data = build_dataset(recipe)
     run: Run
     if first:
@@ -101,9 +102,30 @@ def _build(
     _check_order(run, jobs)
     for job in jobs.values():
         job.prepare()
+    known = run.record.setdefault("weights", [])
+    known += [row for row in weights_in_use(system, recipe) if row not in known]
     if not jobs and first:
         sys.stderr.write(f"note: everything that was asked for is done already in {folder}\n")
     return run, system, jobs
+
+
+def _done_stages(record: Mapping[str, Any] | None) -> set[str]:
+    stages = record["stages"] if record is not None else {}
+    return {name for name, facts in stages.items() if facts.get("state") == "done"}
+
+
+def _starts_fresh(recipe: Recipe, stages: Collection[str], done: Collection[str]) -> bool:
+    """Whether no stage that is to be run needs the weights that the recipe names.
+
+    So it is where the heads come, or will come, from a training that starts afresh, or where no stage looks at them.
+    """
+    for name, stage in recipe.stages.items():
+        asked = (not stages or name in stages) and name not in done
+        if stage.job == "train" and (asked or name in done):
+            return bool(stage.config.start == "fresh")
+        if asked and stage.job != "cues":
+            return False
+    return bool(recipe.stages)
 
 
 def _settled(recipe: Recipe, started: Recipe | None) -> Recipe:
@@ -157,13 +179,15 @@ def _check_order(run: Run, jobs: Collection[str]) -> None:
     for place, name in enumerate(order):
         if run.recipe.stages[name].job != "train":
             continue
-        later = [other for other in order[place + 1 :] if run.was_started(other)]
+        # Cues are the teachers' and not made of what is learned.
+        after = [other for other in order[place + 1 :] if run.recipe.stages[other].job != "cues"]
+        later = [other for other in after if run.was_started(other)]
         if name in jobs and later:
             raise RunError(
                 f"{run.folder} holds results of {', '.join(later)} from before {name} was trained; "
                 f"choose another folder with --out"
             )
-        if name not in jobs and run.was_started(name) and not run.is_done(name) and set(order[place + 1 :]) & set(jobs):
+        if name not in jobs and run.was_started(name) and not run.is_done(name) and set(after) & set(jobs):
             raise RunError(f"the stage {name} is not finished in {run.folder}; run it before the stages after it")
 
 

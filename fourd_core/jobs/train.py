@@ -44,6 +44,7 @@ class TrainJob(Job):
     def prepare(self) -> None:
         config, self.group = self.config, distributed.current()
         self.objective: Objective = self.system.objectives[self.stage]  # type: ignore[assignment]
+        self.system.load_cues()
         for name in config.learn:
             if name not in self.system.heads:
                 raise RecipeError(
@@ -241,6 +242,8 @@ class TrainConfig:
     """What is learned; `[stages.NAME.objective] use = "..."`."""
     learn: tuple[str, ...] = ()
     """The heads that learn, by name, each with its memory; none named: all. The others stay as they are."""
+    start: Literal["weights", "fresh"] = "weights"
+    """From the recipe's `weights` where it names some, or afresh whatever it names (for other stages)."""
     steps: int = attrs.field(default=1000, validator=attrs.validators.ge(1))
     """Optimiser steps in all."""
     batch_size: int = attrs.field(default=4, validator=attrs.validators.ge(1))
