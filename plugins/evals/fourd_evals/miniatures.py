@@ -24,8 +24,8 @@ from fourd_core.randomness import seeded
 from fourd_core.system import System
 from fourd_core.testing.miniature import Patches
 
-NORMALS = np.array([[0, 0, -1], [0.8, 0, -0.6], [-0.8, 0, -0.6], [0, 0.8, -0.6]], np.float32)
-"""Of the four kinds of surface."""
+NORMALS = np.array([[0, 0, -1], [0, 0.8, -0.6], [0, -0.8, -0.6], [0.8, 0, -0.6]], np.float32)
+"""Of the four kinds of surface; which side the last one faces no colour tells once a picture may be mirrored."""
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 220], [230, 220, 60]], np.uint8)
 """Of the four kinds of things."""
 DEPTHS = np.array([1.0, 2.0, 4.0, 6.0], np.float32)

@@ -11,9 +11,11 @@ import pytest
 import torch
 from fourd_evals.cue_metrics import depth_errors, flow_errors
 from fourd_evals.cue_probes import DepthProbe, DepthTask, FlowProbe, FlowTask, input_size
+from fourd_evals.features import FeatureExtractor
 from fourd_evals.flow_pairs import CuePairs, SintelPairs
 from fourd_evals.miniatures import colour_system, in_memory, sintel_miniature
 from fourd_evals.roots import Root
+from torch.utils.data import default_collate
 
 from fourd_core.data import Clip, CueMaps
 from fourd_core.errors import MediaError, RecipeError
@@ -163,6 +165,26 @@ def test_flow_of_a_cue() -> None:
     assert ours["EPE"] < 0.5
     assert "a flow cue says" in result.notes[0]
     assert result.protocol["samples"] == {"train": 4, "val": 1}
+
+
+def test_the_truth_of_a_cue_leads_to_the_next_frame() -> None:
+    system = colour_system({"flow": Wander()})
+    task = FlowTask(attrs.evolve(FlowProbe.example(), root=None, pixels=48, pairs=4), system, Textures())
+    batch = task.on_device({key: value[None] for key, value in task.val_sample(0).items()})
+    assert bool(batch["flow"][..., :12].isnan().all())
+    assert batch["flow"][0, :, 20, 30].tolist() == [1.5, -1.0]
+
+
+def test_both_frames_are_read() -> None:
+    """The first frame's features, then the second one's."""
+    system = colour_system()
+    task, extractor = FlowTask(FlowProbe.example(), system, Textures()), FeatureExtractor(system)
+    batch = default_collate([task.val_sample(0), task.train_sample(0, torch.Generator().manual_seed(0))])
+    both = task.encode(extractor, batch)
+    for n in (0, 1):
+        alone = extractor(batch["frames"][:, n])
+        assert torch.equal(both.pixels[:, 16 * n : 16 * (n + 1)], alone.pixels)
+        assert torch.equal(both.encoder[:, 32 * n : 32 * (n + 1)], alone.encoder)
 
 
 def test_what_a_flow_probe_needs() -> None:
