@@ -13,6 +13,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import cv2
@@ -97,18 +98,20 @@ def _histogram(thumbnail: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " 512
     """Shares of 8 x 8 x 8 colours."""
     red, green, blue = np.moveaxis((thumbnail >> 5).astype(np.int64), -1, 0)
     counts = np.bincount(((red * 8 + green) * 8 + blue).ravel(), minlength=512)
-    return counts / counts.sum()
+    shares: Float[np.ndarray, " 512"] = counts / counts.sum()
+    return shares
 
 
 def wanted_parts(cuts: Sequence[int], frame_count: int) -> dict[int, tuple[int, int]]:
     """First frame of a shot -> first and past-the-end frame of its longest part without unwanted frames."""
     parts = {}
     for start, stop in zip(cuts, [*cuts[1:], frame_count], strict=True):
+        # Frames that follow each other have the same difference from their number among the wanted ones.
         wanted = [t for t in range(start, stop) if not any(first <= t < last for first, last in UNWANTED)]
-        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1) if wanted else []
+        runs = [[t for _, t in run] for _, run in groupby(enumerate(wanted), lambda pair: pair[1] - pair[0])]
         longest = max(runs, key=len, default=[])
         if len(longest) >= SHORTEST:
-            parts[start] = int(longest[0]), int(longest[-1]) + 1
+            parts[start] = longest[0], longest[-1] + 1
     return parts
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def validate(work: Path) -> list[dict[str, Any]]:
     for side in VALIDATION_SIDES:
         grid = KNNConfig(side=side)
         for name, extract in kinds_of_features(work, grid).items():
-            score = known(f"{side} {name}", lambda e=extract, g=grid: score_of(e, sequences, g))
+            score = known(f"{side} {name}", partial(score_of, extract, sequences, grid))
             rows.append({"features": name, "grid": side, **rounded(score)})
     return rows
 
@@ -137,8 +138,8 @@ def evaluate(work: Path) -> list[dict[str, Any]]:
     kinds = kinds_of_features(work, grid)
     rows = []
     for name, extract in kinds.items():
-        on_generated = known(f"{SIDE} {name}", lambda e=extract: score_of(e, sequences, grid))
-        on_clip = known(f"{SIDE} clip {name}", lambda e=extract: clip_score(e, clip, grid))
+        on_generated = known(f"{SIDE} {name}", partial(score_of, extract, sequences, grid))
+        on_clip = known(f"{SIDE} clip {name}", partial(clip_score, extract, clip, grid))
         rows.append({"features": name, **rounded(on_generated), **rounded(on_clip, " clip"), "grid": SIDE})
     write_picture(FOLDER / "lila_film.jpg", kinds, sequences[0], clip, grid)
     return rows
@@ -149,18 +150,31 @@ def score_of(extract: Extractor, sequences: list[Filmed], grid: KNNConfig) -> Sc
     return Score.of_sequences(score_generated(extract, sequences, grid))
 
 
-def bundled_clip() -> Filmed:
-    """The clip's frames from the first to the second drawn mask, as the network sees them, and both masks."""
+@attrs.frozen(eq=False)
+class DrawnClip:
+    """The bundled clip from the frame of the first drawn mask to that of the second, as the network sees it."""
+
+    frames: UInt8[Tensor, "t 3 h w"]
+    first: UInt8[Tensor, "height width"]
+    last: UInt8[Tensor, "height width"]
+
+
+def bundled_clip() -> DrawnClip:
+    """Frames at SIZE, masks at the clip's own size."""
     first, last = CLIP_MASKS
     frames = open_video(str(CLIP)).read(range(first, last + 1))
-    small = F.interpolate(frames.float(), SIZE, mode="bilinear", antialias=True).round().to(torch.uint8)
-    masks = [torch.from_numpy(np.array(Image.open(ROOT / path))) for path in CLIP_MASKS.values()]
-    return Filmed(small, torch.stack(masks))
+    small = torch.cat([fitted(frame[None], SIZE) for frame in frames])
+    return DrawnClip(small, *drawn_masks())
 
 
-def clip_score(extract: Extractor, clip: Filmed, grid: KNNConfig) -> Score:
+def drawn_masks() -> list[UInt8[Tensor, "height width"]]:
+    """The masks of CLIP_MASKS: 1 is the rabbit, 2 the boulders beside its burrow."""
+    return [torch.from_numpy(np.array(Image.open(ROOT / path))) for path in CLIP_MASKS.values()]
+
+
+def clip_score(extract: Extractor, clip: DrawnClip, grid: KNNConfig) -> Score:
     """J and F of the carried mask in the frame of the second drawn one."""
-    return Score.of_masks(clip.masks[1], carried(extract, clip.frames, clip.masks[0], grid)[-1])
+    return Score.of_masks(clip.last, carried(extract, clip.frames, clip.first, grid)[-1])
 
 
 def rounded(score: Score, suffix: str = "") -> dict[str, float]:
@@ -184,14 +198,17 @@ class Known:
         return Score(**scores[name])
 
 
-def write_picture(path: Path, kinds: dict[str, Extractor], sequence: Filmed, clip: Filmed, grid: KNNConfig) -> None:
+def write_picture(path: Path, kinds: dict[str, Extractor], sequence: Filmed, clip: DrawnClip, grid: KNNConfig) -> None:
     """Carried masks: a row for each of three kinds of features, four frames of a sequence and two of the clip."""
     rows = []
     for name in ("trained in context", "trained by ERM", "encoder, stride 8"):
         pictures = []
-        for video, chosen in ((sequence, (8, 16, 23)), (clip, (36, 72))):
-            masks = carried(kinds[name], video.frames, video.masks[0], grid)
-            pictures += [(video.frames[t], smaller(masks[t], SIZE)) for t in chosen]
+        for frames, first, chosen in (
+            (sequence.frames, sequence.masks[0], (8, 16, 23)),
+            (clip.frames, clip.first, (36, 72)),
+        ):
+            masks = carried(kinds[name], frames, first, grid)
+            pictures += [(frames[t], smaller(masks[t], SIZE)) for t in chosen]
         tinted = torch.stack([overlaid(*pair) for pair in pictures])
         rows.append((name, torch.cat(list(fitted(tinted, panel_size(SIZE, 320))), dim=2)))
     picture = torch.cat([arranged([name], [row[None]])[0] for name, row in rows], dim=1)
