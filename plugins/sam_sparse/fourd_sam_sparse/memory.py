@@ -6,7 +6,7 @@ Source: Badki et al., L4P (arXiv 2502.13078), section 3.3.2; tables 4 and 5 comp
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -99,7 +99,12 @@ class Nothing(Memory):
         return self._marked(tokens, 0), attrs.evolve(clip, queries=queries)
 
     def update(self, state: State, tokens: Tokens, clip: Clip, prediction: Prediction, shift: int) -> State:
-        """The same points, counted from the next window's first frame."""
+        """The same points, counted from the next window's first frame.
+
+        Raises:
+            RecipeError: the head does not follow points.
+        """
+        _tracks(prediction)
         return {**state, "frame": state["frame"] - shift}
 
     def _given(self, state: State, user: Queries) -> Bool[Tensor, "b n"] | None:
@@ -124,7 +129,7 @@ class Chain(Nothing):
 
     def update(self, state: State, tokens: Tokens, clip: Clip, prediction: Prediction, shift: int) -> State:
         """The points where they are found again; without gradient, as in the paper's training."""
-        tracks = cast(Tracks, prediction)
+        tracks = _tracks(prediction)
         logit = tracks.remembered["logit"].detach().masked_fill(~tracks.live.mT, SILENT)[..., shift:]
         if not logit.shape[-1]:
             return super().update(state, tokens, clip, prediction, shift)
@@ -165,17 +170,20 @@ class TrackMemory(Chain):
     def read(self, state: State, tokens: Tokens, clip: Clip) -> tuple[Tokens, Clip]:
         """The tokens without a history marked, the queries where they stand now, and what is recalled of each."""
         _, seen = super().read(state, tokens, clip)
-        recalled = {"feature": state["feature"], "handed": state["handed"], **(state["history"] or {})}
-        queries = attrs.evolve(_queries(seen), recalled=recalled)
+        queries, history = _queries(seen), state["history"]
+        recalled = {"feature": state["feature"], "handed": state["handed"]}
+        if history is not None:
+            recalled |= {**history, "base": history["base"].expand(-1, queries.count, -1, -1)}
+        queries = attrs.evolve(queries, recalled=recalled)
         return self._marked(tokens, _known(state)), attrs.evolve(seen, queries=queries)
 
     def update(self, state: State, tokens: Tokens, clip: Clip, prediction: Prediction, shift: int) -> State:
         """The points where they are found again, the features of those on which the tracker spoke, and all histories.
 
         Raises:
-            RecipeError: a shift that divides a token.
+            RecipeError: a shift that divides a token, or a head that does not follow points.
         """
-        tracks = cast(Tracks, prediction)
+        tracks = _tracks(prediction)
         spoke = tracks.live.any(1)
         feature = self.prompt_feature_linear_layer(tracks.remembered["feature"])
         return {
@@ -207,14 +215,15 @@ class TrackMemory(Chain):
     def _kept(self, state: State, tokens: Tokens, tracks: Tracks, start: int) -> dict[str, Tensor]:
         """What was written on the tokens from `start` on, projected: `LowRank`, and the base that it stands on.
 
-        The base is the same for all queries, unless the windows overlap by more than half: then some of its tokens had
-        a history already.
+        The base is the same for all queries and held once (`b 1 m c`), unless the windows overlap by more than half:
+        then some of its tokens had a history already, and each query has its own (`b n m c`).
         """
         known, b, n = _known(state), *state["frame"].shape
         base = self._marked(tokens, known)[self.tap].values[:, None, start:]
         if known > start:
             few = LowRank(*(state["history"][name].flatten(0, 1) for name in LOW_RANK))
-            history = few.on(state["history"]["base"].flatten(0, 1)).unflatten(0, (b, n))[:, :, start:]
+            stood = state["history"]["base"].expand(-1, n, -1, -1).flatten(0, 1)
+            history = few.on(stood).unflatten(0, (b, n))[:, :, start:]
             rest = base[:, :, known - start :].expand(-1, n, -1, -1)
             base = torch.cat([base[:, :, : known - start] + history, rest], 2)
         mixing, values, moments = (tracks.remembered[name].flatten(0, 1) for name in ("mixing", "values", "moments"))
@@ -223,7 +232,7 @@ class TrackMemory(Chain):
         few = written.linear(weight, bias)
         base = base @ Written.through(weight, written.norms)
         parts = {name: getattr(few, name).unflatten(0, (b, n)) for name in LOW_RANK}
-        return {**parts, "base": base.expand(-1, n, -1, -1)}
+        return {**parts, "base": base}
 
 
 def _known(state: State) -> int:
@@ -232,5 +241,19 @@ def _known(state: State) -> int:
 
 
 def _queries(clip: Clip) -> Queries:
-    assert clip.queries is not None, "a memory of a head that tracks is given queries"
+    if clip.queries is None:
+        raise _no_tracker()
     return clip.queries
+
+
+def _tracks(prediction: Prediction) -> Tracks:
+    if not isinstance(prediction, Tracks):
+        raise _no_tracker()
+    return prediction
+
+
+def _no_tracker() -> RecipeError:
+    return RecipeError(
+        'the memories "track_memory", "chain" and "none" serve a head that follows points, such as "sam_track", and '
+        "this one does not; name the section [memories.NAME] after one that does"
+    )

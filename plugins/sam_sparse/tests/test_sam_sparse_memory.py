@@ -15,7 +15,7 @@ from fourd_sam_sparse.two_way import normalised
 from fourd_sam_sparse.written import LOW_RANK, Written
 from torch import Tensor, nn
 
-from fourd_core.data import Queries, Tokens, Tracks
+from fourd_core.data import Clip, Maps, Queries, Tokens, Tracks
 from fourd_core.errors import RecipeError
 from fourd_core.testing import check_component, check_form
 
@@ -211,6 +211,15 @@ def test_the_head_s_layer(case: Any) -> None:
         memory.initial(case.tokens(), case.clip(case.queries(0)))
 
 
+@pytest.mark.parametrize("cls", [Nothing, Chain, TrackMemory])
+def test_a_head_that_follows_no_points(case: Any, cls: type[Any]) -> None:
+    memory, tokens, clip = case.memory(cls), case.tokens(), case.clip(case.queries(0))
+    with pytest.raises(RecipeError, match=r'serve a head that follows points, such as "sam_track", and this one does'):
+        memory.update(memory.initial(tokens, clip), tokens, clip, Maps(clip.frames), 4)
+    with pytest.raises(RecipeError, match="serve a head that follows points"):
+        memory.initial(tokens, Clip(clip.frames))
+
+
 def test_gradients_reach_through_windows(case: Any) -> None:
     """The last window's loss reaches the memory's layers and the first window's answer, but not its position."""
     head, memory = case.head(), case.memory()
@@ -268,9 +277,9 @@ def test_states_are_small_and_go_on_from_disk(case: Any) -> None:
     assert torch.equal(tracks.xy, whole[2]["tracks"].xy)
     history = whole[1]["state"]["history"]
     held = {name: tensor.untyped_storage().nbytes() for name, tensor in history.items()}
-    base = held.pop("base")
-    assert base == history["base"][:, :1].nbytes  # once for all points
-    assert held == {name: history[name].nbytes for name in LOW_RANK}  # no view of something larger
+    assert held == {name: history[name].nbytes for name in (*LOW_RANK, "base")}  # no view of something larger
+    # The base is held once for all points, and no view either: one would grow on its way to another device.
+    assert history["base"].shape == (1, 1, case.tokens()[0].values.shape[1] // 2, case.dim)
 
 
 @torch.no_grad()
