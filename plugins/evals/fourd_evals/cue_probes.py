@@ -91,7 +91,7 @@ class DepthTask(Task):
 
     def __init__(self, config: Any, multiple: Sequence[int]) -> None:
         self.config = config
-        root = Root(config.root)
+        root = Root(config.folder)
         self._train = open_nyu(root, "train", "depth", config.depth)
         self._val = open_nyu(root, "val", "depth", config.depth)
         self.train, self.val, self.val_batch = len(self._train), len(self._val), config.val_batch_size

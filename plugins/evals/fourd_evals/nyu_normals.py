@@ -100,7 +100,7 @@ class NormalsTask(Task):
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        root = Root(config.root)
+        root = Root(config.folder)
         self._train = open_nyu(root, "train", "normal", config.depth)
         self._val = open_nyu(root, "val", "normal", config.depth)
         self.train = len(self._train) * config.repeats

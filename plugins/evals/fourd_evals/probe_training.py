@@ -71,8 +71,19 @@ class ProbeConfig:
 class RootConfig(ProbeConfig):
     """How a probe is trained on a public data set."""
 
-    root: Location
-    """The folder of the data set."""
+    root: Location | None = None
+    """The folder of the data set; without it nothing is measured."""
+
+    @property
+    def folder(self) -> Location:
+        """`root`, which must be set by now.
+
+        Raises:
+            RecipeError: it is not.
+        """
+        if self.root is None:
+            raise RecipeError("no data set to measure on is named: set `root`, the folder of the data set")
+        return self.root
 
 
 @attrs.frozen
@@ -181,6 +192,10 @@ class ProbeMetric(Metric):
         Raises:
             FourdError: the data are not there or not as expected.
         """
+
+    def available(self, system: System, data: Dataset) -> bool:
+        """Whether the root is set, where it needs one; `prepare` says what is wrong with it."""
+        return not isinstance(self.config, RootConfig) or self.config.root is not None
 
     def prepare(self, system: System, data: Dataset) -> None:
         """Find the data, and see whether the system can read its pictures and the probe its features."""

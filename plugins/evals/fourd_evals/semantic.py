@@ -162,7 +162,7 @@ class COCOStuff(ProbeMetric):
             MediaError: the root is laid out in none of the known ways.
         """
         config: Any = self.config
-        root, table = Root(config.root), coco.coarse_table()
+        root, table = Root(config.folder), coco.coarse_table()
         train = coco.open_coco(root, "train", table, config.train_pictures)
         val = coco.open_coco(root, "val", table, config.val_pictures)
         task = LabelsTask("COCO-Stuff-27", (train, val), coco.COARSE, config)
@@ -199,7 +199,7 @@ class ADE20K(ProbeMetric):
             MediaError: the root is laid out otherwise.
         """
         config: Any = self.config
-        root = Root(config.root)
+        root = Root(config.folder)
         train, val = ade.open_ade(root, "train"), ade.open_ade(root, "val")
         task = LabelsTask("ADE20K", (train, val), ade.CLASSES, config)
         note = ade.size_note(len(train), len(val))

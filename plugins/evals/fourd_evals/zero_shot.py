@@ -17,7 +17,7 @@ from numpy import ndarray
 from safetensors.numpy import load as load_safetensors
 from torch import Tensor, nn
 
-from fourd_core.errors import MediaError
+from fourd_core.errors import MediaError, RecipeError
 from fourd_core.interfaces import Dataset, Sample
 from fourd_core.recipe import Location
 from fourd_core.system import System
@@ -130,7 +130,7 @@ class ZeroShot(ProbeMetric):
     class Config(SegmentationConfig):
         """The protocol, by default the reference's."""
 
-        text: Location
+        text: Location | None = None
         """An embedding per label 0 to 181: npz with the arrays `names` and `embeddings`, or safetensors with the tensor
         `embeddings` and, as metadata, `names` in JSON."""
         splits: Location | None = None
@@ -171,8 +171,10 @@ class ZeroShotTask(LabelsTask):
     """Fine labels, of which the novel ones are ignored in training."""
 
     def __init__(self, config: Any) -> None:
-        root = Root(config.root)
+        root = Root(config.folder)
         splits = Root(config.splits) if config.splits is not None else root
+        if config.text is None:
+            raise RecipeError("zero_shot needs an embedding of each label: set `text`, a file of them")
         self.text = read_text(config.text)
         self._check_text(config.text)
         self.seen, self.novel = (self._classes(splits, name) for name in ("seen_cls", "novel_cls"))

@@ -11,13 +11,15 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from fourd_evals.cue_probes import DepthProbe, FlowProbe
 from fourd_evals.miniatures import FINE_LABELS, colour_system, in_memory, zero_shot_miniature
+from fourd_evals.nyu_normals import NYUNormals
 from fourd_evals.roots import Root
-from fourd_evals.semantic import cross_entropy
+from fourd_evals.semantic import ADE20K, COCOStuff, cross_entropy
 from fourd_evals.zero_shot import ZeroShot, ZeroShotScores, ZeroShotTask, read_list, read_text, zero_shot_loss
 from safetensors.numpy import save_file
 
-from fourd_core.errors import MediaError
+from fourd_core.errors import MediaError, RecipeError
 from fourd_core.recipe import Location
 from fourd_core.testing.miniature import Miniature, Textures
 
@@ -152,3 +154,15 @@ def lists(root: str) -> dict[str, bytes]:
     """Everything of the split but the novel classes."""
     found = Root(root)
     return {f"{name}.npy": found.read(f"{name}.npy") for name in ("train_list", "test_list", "seen_cls")}
+
+
+def test_what_names_no_root_is_left_out_and_what_names_no_text_says_so() -> None:
+    system, data = colour_system(), Textures()
+    for metric in (ZeroShot, COCOStuff, ADE20K, NYUNormals, DepthProbe):
+        assert not metric(metric.Config()).available(system, data)
+        assert metric(metric.example()).available(system, data)
+        with pytest.raises(RecipeError, match="set `root`"):
+            metric(metric.Config()).prepare(system, data)
+    assert FlowProbe(FlowProbe.Config()).available(system, data)  # a flow cue will do
+    with pytest.raises(RecipeError, match="set `text`"):
+        ZeroShot(attrs.evolve(ZeroShot.example(), text=None)).prepare(system, data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 
@@ -36,7 +36,7 @@ def draw_video(data: Dataset, split: Split, skip: Collection[str], generator: to
     return number, videos[number]
 
 
-def keys_of(videos: Sequence[Video]) -> Sequence[str]:
+def keys_of(videos: Iterable[Video]) -> Sequence[str]:
     """What the videos are called within their data set; where the data set knows, none is opened."""
     known: Sequence[str] | None = getattr(videos, "keys", None)
     return known if known is not None else [video.key or video.name for video in videos]
