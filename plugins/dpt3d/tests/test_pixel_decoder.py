@@ -21,6 +21,10 @@ from fourd_core.errors import WeightsError
 from fourd_core.interfaces import BackboneSpec, TapSpec
 
 DATA = Path(__file__).parent / "data"
+WHOLE = Path(__file__).parents[3] / "tests/data/lila/lila_tiny_model.safetensors"
+"""The whole model, stored with the tests of the core, which need the encoder too."""
+IMAGE = "56x84."
+"""The one of its images whose tokens are stored here."""
 TINY = PixelDecoder.Config(taps=(0, 1, 2, 3), features=16, out_channels=(8, 12, 16, 20))
 GRID, SIZE = Grid(1, 4, 6), (56, 84)
 OFFICIAL = {
@@ -58,14 +62,16 @@ def error(answer: Tensor, expected: Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def stored() -> dict[str, Tensor]:
-    return load_file(DATA / "pixel_decoder_tiny.safetensors")
+    numbers = {key.removeprefix(IMAGE): value for key, value in load_file(WHOLE).items()}
+    return numbers | load_file(DATA / "pixel_decoder_tokens.safetensors")
 
 
 @pytest.fixture
 def tiny(stored: dict[str, Tensor], tmp_path: Path) -> PixelDecoder:
     """The stored decoder, loaded the way a user loads LILA's file: with encoder and teachers in it."""
     state = {key.removeprefix("sd."): value.clone() for key, value in stored.items() if key.startswith("sd.")}
-    state |= {"pretrained.cls_token": torch.zeros(1), "flow.model.x": torch.zeros(1), "depth_net.y": torch.zeros(1)}
+    assert "pretrained.cls_token" in state
+    state |= {"flow.model.x": torch.zeros(1), "depth_net.y": torch.zeros(1)}
     state |= {"pamr.0._orig_mod.gather_9.kernel": torch.zeros(1)}
     save_file(state, tmp_path / "lila.safetensors")
     head = PixelDecoder(attrs.evolve(TINY, weights=str(tmp_path / "lila.safetensors")), vit(32, 4))
