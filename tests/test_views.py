@@ -215,11 +215,11 @@ def reference() -> dict[str, Tensor]:
 def test_l4p_preprocessing(name: str, reference: dict[str, Tensor]) -> None:
     """Frames (mirrored in time where the clip is too short), pinholes and the grid of queries, as L4P's readers."""
     keys, kept = REFERENCE[name]
-    frames = reference["in/rgb"].transpose(0, 1)
+    frames = dict(zip(reference["in/frames"].tolist(), reference["in/rgb"].unbind(1), strict=True))
     view = ViewConfig(**keys, resampling="bilinear").view_of((48, 80), (14, 14))
-    shown = [mirrored(t, len(frames)) for t in kept]
+    shown = torch.stack([frames[mirrored(t, 11)] for t in kept])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    seen = (view.apply(frames[shown]) - mean) / std
+    seen = (view.apply(shown) - mean) / std
     torch.testing.assert_close(
         seen.transpose(0, 1)[..., 1::3, 1::3], reference[f"out/{name}/rgb"], rtol=1e-5, atol=1e-5
     )
