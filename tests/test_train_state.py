@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
+import cue_parts
 import pytest
 import torch
 from helpers import Fourd
@@ -212,3 +214,16 @@ def test_a_rate_that_is_too_high(fourd: Fourd, toy_recipe: Path, tmp_path: Path)
     assert "the loss of step 2 is inf" in answer.stderr
     assert "lower lr" in answer.stderr
     assert not (tmp_path / "a" / WEIGHTS).exists()
+
+
+def test_the_log_says_where_cues_came_from(fourd: Fourd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And cues that were kept first are no results of a training that comes after, wherever the recipe has them."""
+    monkeypatch.syspath_prepend(cue_parts.install(tmp_path / "site"))
+    cue_parts.write_videos(tmp_path / "videos")
+    head, cues, train = re.split(r"(?=\[stages\.(?:cues|train)\]\n)", cue_parts.RECIPE)
+    (tmp_path / "cues.toml").write_text(head + train + "\n" + cues)
+    fourd("run", "cues.toml", "train", "--out", "asked", check=0)
+    assert "train: teachers run as training goes" in (tmp_path / "asked/log.txt").read_text()
+    fourd("run", "cues.toml", "cues", "--out", "a", check=0)
+    fourd("run", "cues.toml", "train", "--out", "a", check=0)
+    assert f"train: cues from {tmp_path / 'kept.zarr'}" in (tmp_path / "a/log.txt").read_text()
