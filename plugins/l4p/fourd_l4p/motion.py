@@ -7,8 +7,8 @@ Source: Badki et al., L4P (arXiv 2502.13078), section 4.6: encoder frozen, dense
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import attrs
 import fsspec
@@ -39,14 +39,6 @@ class TellsLogits(Protocol):
 
     def raw(self, tokens: Tokens, clip: Clip) -> Float[Tensor, "b t 1 h w"]:
         """The logit of each pixel of the clip."""
-
-
-class Pair(NamedTuple):
-    """A video (or a part of one), its masks frame for frame, and how the network sees both."""
-
-    video: Video
-    masks: Video
-    view: View
 
 
 class MotionMask(Objective):
@@ -94,6 +86,7 @@ class MotionMask(Objective):
         self.spec = system.backbone.spec
         self.frames = config.frames or self.spec.window[0]
         self._masks: VideoFiles | None = None
+        self._checked: set[Split] = set()
         if config.head not in system.heads:
             raise ValueError(f'head = "{config.head}" is no head of this recipe, which has: {", ".join(system.heads)}')
         head = system.heads[config.head]
@@ -109,16 +102,28 @@ class MotionMask(Objective):
         """A window of a video as the network sees it, `frames` in [0, 1] (t 3 h w), and `moving` (t h w).
 
         Of a view in tiles it is the whole frame; a video shorter than the window goes back and forth, as in prediction.
+        `drawn` says which it is: the video's number, and the first frame.
 
         Raises:
             MediaError: the masks are not the videos' own, or there is no video.
             RecipeError: a view that does not fit, or data that is not split by frames as the masks are.
         """
-        pairs = self._pairs(data, split)
-        video, masks, view = pairs[_draw(len(pairs), generator)]
+        videos, masks = self._videos(data, split)
+        number = _draw(len(videos), generator)
+        video = videos[number]
+        view = _one_view(data.view, video, self.spec)
         start = _draw(max(video.frame_count - self.frames, 0) + 1, generator)
         indices = [mirrored(start + i, video.frame_count) for i in range(self.frames)]
-        return {"frames": view.apply(video.read(indices)), "moving": seen_masks(masks, indices, view)}
+        return {
+            "frames": view.apply(video.read(indices)),
+            "moving": seen_masks(masks[number], indices, view),
+            "drawn": torch.tensor([number, start]),
+        }
+
+    def describe(self, data: Dataset, batch: Mapping[str, Tensor]) -> str:
+        """The windows of a batch: each video with the first frame."""
+        videos = data.videos("train")
+        return ", ".join(f"{videos[number].name} from frame {start} on" for number, start in batch["drawn"].tolist())
 
     def forward(self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """`loss` is the mean binary cross entropy of all pixels, `iou` what the mask has in common with the given one.
@@ -132,20 +137,26 @@ class MotionMask(Objective):
         loss = F.binary_cross_entropy_with_logits(logits, moving.float())
         return {"loss": loss, "iou": intersection_over_union(logits > 0, moving)}
 
-    def _pairs(self, data: Dataset, split: Split) -> list[Pair]:
+    def _videos(self, data: Dataset, split: Split) -> tuple[Sequence[Video], Sequence[Video]]:
+        """The videos of a split and their masks, frame for frame; all are looked at once, and not for every sample."""
         if self._masks is None:
             self._masks = _masks_of(data, self.config.masks)
         videos, masks = data.videos(split), self._masks.videos(split)
+        if split not in self._checked:
+            self._check_views(data, videos, split)
+            self._checked.add(split)
+        return videos, masks
+
+    def _check_views(self, data: Dataset, videos: Sequence[Video], split: Split) -> None:
         if not videos:
             raise MediaError(f'the data has no video in its part "{split}"; set data.held_out above 0')
-        pairs = [Pair(v, m, _one_view(data.view, v, self.spec)) for v, m in zip(videos, masks, strict=True)]
-        sizes = {f"{view.size[0]} x {view.size[1]}" for _, _, view in pairs}
+        views = (_one_view(data.view, video, self.spec) for video in videos)
+        sizes = {f"{view.size[0]} x {view.size[1]}" for view in views}
         if len(sizes) > 1:
             raise RecipeError(
                 f'[data] view = "{data.view.view}" makes inputs of {len(sizes)} sizes of these videos '
                 f'({", ".join(sorted(sizes))}), and a batch needs one; set data.view to "resize" or "center"'
             )
-        return pairs
 
 
 def seen_masks(masks: Video, indices: list[int], view: View) -> Bool[Tensor, "t h w"]:
@@ -166,10 +177,15 @@ def _masks_of(data: Dataset, location: Location) -> VideoFiles:
 
     Raises:
         MediaError: another number of videos or of frames, or other proportions, than the videos have.
-        RecipeError: the data is no files of videos.
+        RecipeError: the data is no files of videos, or a data set of which whole videos are held out.
     """
     if not isinstance(data, VideoFiles):
         raise RecipeError('masks can be learned from [data] use = "video" alone: they are split as its frames are')
+    if data.config.root is not None:
+        raise RecipeError(
+            "masks are split by frames as the videos of data.video are, and data.root holds out whole videos; leave it "
+            "out and name the videos, or a pattern for their folders, by data.video"
+        )
     dataset = VideoFiles(attrs.evolve(data.config, video=location, more=(), intrinsics=None))
     videos, masks = data.videos("all"), dataset.videos("all")
     if len(videos) != len(masks):

@@ -10,6 +10,7 @@ import attrs
 import pytest
 import torch
 from fourd_dpt3d.dense3d import Depth3D, Motion3D
+from fourd_l4p import motion
 from fourd_l4p.motion import MotionMask, intersection_over_union, seen_masks
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -21,6 +22,7 @@ from fourd_core.media.video import open_video
 from fourd_core.media.views import View, center
 from fourd_core.media.writers import write_png
 from fourd_core.recipe import Location
+from fourd_core.streaming import view_of
 from fourd_core.system import System
 from fourd_core.testing import miniature
 
@@ -53,7 +55,7 @@ def objective(masks: Location, **keys: object) -> MotionMask:
     return MotionMask(MotionMask.Config(masks, **keys), system())  # type: ignore[arg-type]
 
 
-def dataset(video: Location, **keys: object) -> VideoFiles:
+def dataset(video: Location | None, **keys: object) -> VideoFiles:
     return VideoFiles(VideoFiles.Config(video=video, **{"pixels": 32, **keys}))  # type: ignore[arg-type]
 
 
@@ -146,8 +148,10 @@ def test_the_loss_is_the_cross_entropy_of_what_the_system_predicts(tmp_path: Pat
     assert math.isfinite(losses["loss"])
 
 
-def test_several_videos_each_with_its_masks(tmp_path: Path) -> None:
-    """The second one's block is darker: its mask still lies on it."""
+def test_several_videos_each_with_its_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one's block is darker: its mask still lies on it. All are looked at once, then the drawn one alone."""
+    looked: list[tuple[int, int]] = []
+    monkeypatch.setattr(motion, "view_of", lambda rule, size, spec: looked.append(size) or view_of(rule, size, spec))
     for name, brightness in (("a", 255), ("b", 200)):
         pictures(tmp_path / name / "frames", blocks(8) // 255 * brightness)
         pictures(tmp_path / name / "masks", blocks(8))
@@ -158,7 +162,13 @@ def test_several_videos_each_with_its_masks(tmp_path: Path) -> None:
         sample = learn.sample(data, "train", generator(seed))
         assert torch.equal(sample["moving"], sample["frames"][:, 0] > 0.5)
         found.add(round(float(sample["frames"].max()) * 255))
+        number, start = sample["drawn"].tolist()
+        assert round(float(sample["frames"].max()) * 255) == (255, 200)[number]
+        assert torch.equal(sample["moving"][0], blocks(8)[start, 0] > 0)
+        name = f"{tmp_path}/{'ab'[number]}/frames[0:6]"
+        assert learn.describe(data, default_collate([sample])) == f"{name} from frame {start} on"
     assert found == {255, 200}
+    assert len(looked) == 2 + 8
 
 
 def refusal(learn: MotionMask, data: object) -> str:
@@ -188,6 +198,8 @@ def test_data_that_cannot_be_learned_from(tmp_path: Path) -> None:
     video = pictures(tmp_path / "video" / "0", blocks(12))
     pictures(tmp_path / "video" / "1", blocks(12, (48, 112)))
     assert 'use = "video" alone' in refusal(objective(video), miniature.Textures())
+    folders = dataset(None, root=Location(str(tmp_path / "video")), layout="videos", held_out=0.5)
+    assert "data.root holds out whole videos" in refusal(objective(video), folders)
     all_of_them = Location(str(tmp_path / "video/*"))
     said = refusal(objective(all_of_them), dataset(all_of_them))
     assert '[data] view = "short_side" makes inputs of 2 sizes' in said and "32 x 56" in said and "32 x 72" in said
