@@ -38,16 +38,18 @@ def maps(store: Path) -> dict[str, bytes]:
     return {str(file.relative_to(store)): file.read_bytes() for file in sorted(store.glob("*/*/*")) if file.is_file()}
 
 
-def test_one_of_three_workers_is_killed_twice(folder: Path, fourd_process: Fourd) -> None:
+def test_one_of_three_workers_is_killed_twice(
+    folder: Path, fourd_process: Fourd, fourd: Fourd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same bytes as from threads, and no clip asked twice but those that a killed worker was at."""
     words = ["run", "cues.toml", "cues", "--set", "stages.train.steps=24", "--set", "cues.flow.deaths=2"]
-    env = environment(folder)
-    said = fourd_process(*words, "--out", "a", "--set", "cluster.workers=3", env=env, check=0)
+    said = fourd_process(*words, "--out", "a", "--set", "cluster.workers=3", env=environment(folder), check=0)
     asked = calls(folder)
     assert (folder / "calls.txt.deaths").read_text() == "xx"
     assert "Traceback" not in said.stderr
     (folder / "calls.txt").unlink()
-    fourd_process(*words, "--out", "b", "--set", "cue_cache=threads.zarr", env=env, check=0)
+    monkeypatch.syspath_prepend(folder / "site")
+    fourd(*words, "--out", "b", "--set", "cue_cache=threads.zarr", check=0)
     once = calls(folder)
     assert len(once) > 6 and len(asked) == len(once) + 2
     killed, threads = maps(folder / "kept.zarr"), maps(folder / "threads.zarr")

@@ -6,10 +6,13 @@ All three are a `concurrent.futures.Executor`, so one loop keeps a bounded numbe
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import forkserver
 from typing import Any
 
 import attrs
@@ -124,7 +127,7 @@ def cluster(recipe: Recipe, settings: Settings) -> Iterator[Crew]:
     """
     distributed, config = import_distributed(), recipe.cluster
     assert config is not None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said by us
+    _silence()
     with _client(distributed, config) as client:
         # On this machine the recipe's device is right; elsewhere each worker takes what it has.
         device = recipe.device if config.address is None else "auto"
@@ -136,6 +139,13 @@ def cluster(recipe: Recipe, settings: Settings) -> Iterator[Crew]:
             yield Crew(executor, compute, AHEAD * slots, lambda: client.status == "running", given_up)
         finally:
             executor.shutdown(wait=False)
+
+
+def _silence() -> None:
+    """Keep dask from telling of every worker that dies and every connection that breaks: what matters is said by us."""
+    for name in ("asyncio", "tornado.application", *logging.root.manager.loggerDict):
+        if name.startswith(("asyncio", "distributed", "tornado")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def import_distributed() -> Any:
@@ -168,24 +178,34 @@ def _client(distributed: Any, config: ClusterConfig) -> Iterator[Any]:
         return
     from dask import config as dask_config
 
-    # Workers are forked from a process that has loaded torch once, so that they start, and start again, at once. No
-    # limit of memory: dask would kill workers by a rule of thumb that knows nothing of networks.
+    _start_forkserver(distributed)
+    # No limit of memory: dask would kill workers by a rule of thumb that knows nothing of networks.
     with (
         dask_config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
-        _preloaded(distributed),
         distributed.LocalCluster(
             n_workers=config.workers, threads_per_worker=config.threads, processes=True, memory_limit=0,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
         ) as local,
         distributed.Client(local, set_as_default=False) as client,
     ):  # fmt: skip
         yield client
 
 
-@contextmanager
-def _preloaded(distributed: Any) -> Iterator[None]:
-    distributed.utils.get_mp_context().set_forkserver_preload(["distributed", compute_elsewhere.__module__])
-    yield
+def _start_forkserver(distributed: Any) -> None:
+    """The process that local workers are forked from: it loads torch once, so that they start, and start again, at
+    once; and it ignores Ctrl-C, which reaches the whole process group and is the job's own business."""
+    from dask import config as dask_config
+
+    with dask_config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        context = distributed.utils.get_mp_context()
+    context.set_forkserver_preload(["distributed", compute_elsewhere.__module__])
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _first_line(error: BaseException) -> str:
