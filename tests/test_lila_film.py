@@ -25,11 +25,11 @@ STILL = torch.randint(0, 256, (3, 80, 120), dtype=torch.uint8, generator=torch.G
 
 
 def textured(frames: int, colour: tuple[int, int, int], steps: list[int] | int, seed: int) -> np.ndarray:
-    """Frames of a texture in shades of a colour that moves to the side by so many pixels each frame."""
-    coarse = torch.rand(1, 1, 7, 60, generator=torch.Generator().manual_seed(seed))
-    shade = torch.nn.functional.interpolate(coarse, (54, 960), mode="bilinear")[0, 0].numpy()
+    """Frames of a coloured texture that moves to the side by so many pixels each frame."""
+    coarse = torch.rand(1, 3, 3, 30, generator=torch.Generator().manual_seed(seed))
+    shade = torch.nn.functional.interpolate(coarse, (54, 960), mode="bilinear")[0].permute(1, 2, 0).numpy()
     moves = np.cumsum([steps] * frames if isinstance(steps, int) else steps)
-    return np.stack([(np.array(colour) * shade[:, m : m + 96, None]).astype(np.uint8) for m in moves])
+    return np.stack([(np.array(colour) * shade[:, m : m + 96]).astype(np.uint8) for m in moves])
 
 
 def test_cuts_are_found_and_fast_motion_is_none() -> None:
@@ -91,6 +91,10 @@ def test_outlines_and_pictures_turn_together() -> None:
     motion = Motion((24.0, 24.0), spin=math.pi / 8)
     pieces = [Piece(STILL, (60, 40), Motion((24, 24))), Piece(STILL, (50, 40), motion, 12.0, waves)]
     start, turned = (mask_at(pieces, (48, 48), t) for t in (0, 4))  # a quarter turn, from x to y
+    x, y = (pixel_centres((48, 48)) - 24).unbind(-1)
+    angle = torch.atan2(y, x)
+    outline = 12 * (1 + 0.3 * torch.cos(2 * angle) + 0.1 * torch.sin(2 * angle) + 0.2 * torch.sin(3 * angle))
+    assert torch.equal(start, (torch.hypot(x, y) < outline).to(torch.uint8))
     assert torch.equal(turned, start.rot90(-1))
     assert not torch.equal(turned, start)
     inside = torch.nn.functional.max_pool2d(1 - turned[None].float(), 3, 1, 1)[0] == 0
