@@ -6,7 +6,7 @@ Source: Ranftl et al., Vision Transformers for Dense Prediction (arXiv 2103.1341
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -23,19 +23,26 @@ def resized(x: Float[Tensor, "b c *old"], size: Sequence[int]) -> Float[Tensor, 
     return F.interpolate(x, size=tuple(size), mode="trilinear" if x.ndim == 5 else "bilinear", align_corners=True)
 
 
-def reassembly(channels: int, factor: float) -> nn.Module:
-    """The layer that resamples a tap's map: learned enlargement by a whole number, learned halving, or nothing for 1.
+def reassembly(channels: int, factors: float | Sequence[float]) -> nn.Module:
+    """The layer that resamples a tap's map: learned enlargement by whole numbers, learned halving, or nothing for 1.
 
+    Args:
+        factors: along frames, rows and columns of videos; a single number is that of both axes of pictures.
     Raises:
-        ValueError: another factor.
+        ValueError: other factors.
     """
-    if factor == 1:
+    each = tuple(factors) if isinstance(factors, Sequence) else (factors, factors)
+    conv, transposed = (nn.Conv2d, nn.ConvTranspose2d) if len(each) == 2 else (nn.Conv3d, nn.ConvTranspose3d)
+    if all(factor == 1 for factor in each):
         return nn.Identity()
-    if factor == 0.5:
-        return nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
-    if factor > 1 and factor == int(factor):
-        return nn.ConvTranspose2d(channels, channels, kernel_size=int(factor), stride=int(factor))
-    raise ValueError(f"a map is reassembled by a whole number or by 0.5, got {factor}")
+    if all(factor >= 1 and factor == int(factor) for factor in each):
+        whole: Any = tuple(map(int, each))
+        return transposed(channels, channels, kernel_size=whole, stride=whole)
+    if all(factor in (0.5, 1) for factor in each):
+        stride: Any = tuple(round(1 / factor) for factor in each)
+        return conv(channels, channels, kernel_size=3, stride=stride, padding=1)
+    got = list(factors) if isinstance(factors, Sequence) else factors
+    raise ValueError(f"reassemble enlarges by whole numbers, or halves by 0.5 and 1, got {got}")
 
 
 class ResidualConvUnit(nn.Module):

@@ -48,8 +48,8 @@ class CameraRays(DecoderHead):
         """Where neither the data nor a memory state them: estimated from the window's first frame for all its frames
         ("shared"), for each frame by itself, or not at all: then the data must."""
         later_poses: Literal["estimate", "assumed"] = "estimate"
-        """The intrinsics with which rotations are found once some are stated: those, or, as in L4P's release in the
-        windows after the first, a guess (the shorter side as focal length, the axis through the middle)."""
+        """The intrinsics with which rotations are found in the windows after the first, for which a memory states some:
+        those, or, as in L4P's release, a guess (the shorter side as focal length, the axis through the middle)."""
         stitch: Literal["joint", "overwrite"] = "joint"
         """Bring each window's cameras and depth into the first one's world, or leave each window in its own."""
         depth: str | None = "depth"
@@ -72,7 +72,7 @@ class CameraRays(DecoderHead):
         return attrs.evolve(super().example(), ray_grid=4)
 
     def check_use(self, use: Use) -> None:
-        """The depth head must be there, and intrinsics that shall be known, stated."""
+        """The depth head must be there; intrinsics that shall be known, stated; and stated ones, used."""
         name = self.camera_config.depth if self.camera_config.stitch == "joint" else None
         if name is not None and (name not in use.heads or use.heads[name].kind != "depth"):
             raise ValueError(
@@ -81,6 +81,11 @@ class CameraRays(DecoderHead):
             )
         if self.camera_config.intrinsics == "known" and not use.intrinsics:
             raise ValueError(UNKNOWN)
+        if self.camera_config.later_poses == "assumed" and use.intrinsics:
+            raise ValueError(
+                'has later_poses = "assumed", which finds rotations with made-up intrinsics, and the data states some; '
+                "leave later_poses or data.intrinsics out"
+            )
 
     def forward(self, tokens: Tokens, clip: Clip) -> Cameras:
         """A camera for every frame, with the clip's intrinsics where it states them.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fourd_core.interfaces import TapSpec
 from fourd_core.precision import own_precision
-from fourd_dpt3d.blocks import FeatureFusion, resized
+from fourd_dpt3d.blocks import FeatureFusion, reassembly, resized
 from fourd_dpt3d.convolution import Conv3x3x3
 
 LEVELS = 4
@@ -79,7 +79,7 @@ class Decoder3D(nn.Module):
         super().__init__()
         features, last, widths = config.features, config.last, config.layer_dims
         self.act_postprocess = nn.ModuleList(
-            nn.Sequential(nn.Conv3d(tap.dim, width, 1), *reassembly3d(width, factors))
+            nn.Sequential(nn.Conv3d(tap.dim, width, 1), reassembly(width, factors))
             for tap, width, factors in zip(taps, widths, config.reassemble, strict=True)
         )
         self.factors = fusion_factors(config, taps)
@@ -98,7 +98,7 @@ class Decoder3D(nn.Module):
     def forward(
         self, maps: Sequence[Float[Tensor, "b _ _ _ _"]], size: tuple[int, int, int]
     ) -> Float[Tensor, "b c t h w"]:
-        """The decoded video at `size` (frames, rows, columns), without an activation, in float32 or better.
+        """The decoded video at `size` (frames, rows, columns), without an activation, in the precision of the weights.
 
         Args:
             maps: `b c t h w`, in the order of the taps.
@@ -126,23 +126,6 @@ class Decoder3D(nn.Module):
             fused = self.scratch[f"refinenet{n}"](level, fused, size)[..., : finer[0], : finer[1], : finer[2]]
         assert fused is not None
         return fused
-
-
-def reassembly3d(channels: int, factors: Factors) -> list[nn.Module]:
-    """The layer that resamples a tap's tokens, learned; none where nothing is to do.
-
-    Raises:
-        ValueError: other factors than whole numbers, or 0.5 and 1.
-    """
-    if all(factor == 1 for factor in factors):
-        return []
-    if all(factor >= 1 and factor == int(factor) for factor in factors):
-        whole = Size3D(*map(int, factors))
-        return [nn.ConvTranspose3d(channels, channels, kernel_size=whole, stride=whole)]
-    if all(factor in (0.5, 1) for factor in factors):
-        stride = Size3D(*(round(1 / factor) for factor in factors))
-        return [nn.Conv3d(channels, channels, kernel_size=3, stride=stride, padding=1)]
-    raise ValueError(f"reassemble enlarges by whole numbers, or halves by 0.5 and 1, got {list(factors)}")
 
 
 def fusion_factors(config: DecoderConfig, taps: Sequence[TapSpec]) -> list[Size3D]:

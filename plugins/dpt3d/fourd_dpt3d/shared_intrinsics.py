@@ -48,7 +48,7 @@ class SharedIntrinsics(Memory):
         return tokens, attrs.evolve(clip, intrinsics=every_frame)
 
     def update(self, state: State, tokens: Tokens, clip: Clip, prediction: Prediction, shift: int) -> dict[str, Any]:
-        """Remember the first window's.
+        """Remember the first window's; of one in which none can be found (a black leader, say), nothing.
 
         Raises:
             RecipeError: the head predicts no cameras.
@@ -59,4 +59,5 @@ class SharedIntrinsics(Memory):
             )
         if state["known"]:
             return dict(state)
-        return {"known": 1, "intrinsics": prediction.intrinsics[:, 0].detach().float()}
+        first = prediction.intrinsics[:, 0].detach().float()
+        return {"known": int(first.is_meta or bool(first.isfinite().all())), "intrinsics": first}

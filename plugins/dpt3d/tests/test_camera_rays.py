@@ -27,7 +27,7 @@ from fourd_core.geometry import (
     rigid,
     to_integer_centres,
 )
-from fourd_core.interfaces import Backbone, BackboneSpec, TapSpec
+from fourd_core.interfaces import Backbone, BackboneSpec, TapSpec, Use
 from fourd_core.stitching import Overwrite, Stitcher
 from fourd_core.stitching_geometry import JointSimilarity
 from fourd_core.system import System
@@ -194,6 +194,15 @@ def test_intrinsics_that_must_be_known_and_are_not() -> None:
         head(NOTHING, clip_of(head.told))
 
 
+def test_assumed_intrinsics_where_some_are_stated() -> None:
+    use = Use({}, window=16, stride=8, long=True, intrinsics=True)
+    told(torch.empty(0), stitch="overwrite").check_use(use)
+    assumed = told(torch.empty(0), stitch="overwrite", later_poses="assumed")
+    assumed.check_use(attrs.evolve(use, intrinsics=False))
+    with pytest.raises(ValueError, match=r"the data states some; leave later_poses or data\.intrinsics out"):
+        assumed.check_use(use)
+
+
 def test_the_stitch_is_configured() -> None:
     joint = told(torch.empty(0), depth="z", point_share=0.5).stitch
     assert isinstance(joint, JointSimilarity)
@@ -281,6 +290,21 @@ def test_the_memory_keeps_the_first_intrinsics_whatever_comes() -> None:
     remembered = memory.read(state, NOTHING, clip)[1].intrinsics
     assert remembered is not None
     assert torch.equal(remembered, k)
+
+
+def test_a_first_window_without_intrinsics_is_not_remembered() -> None:
+    """Of rays that all look the same way none are found: the next window's are."""
+    memory, (poses, k) = SharedIntrinsics(SharedIntrinsics.Config(), SPEC), known_cameras(1)
+    alike = torch.zeros(1, 6, 6, 16, 16)
+    alike[:, :, 2] = 1
+    clip = clip_of(alike)
+    state = memory.initial(NOTHING, clip)
+    for rays in (alike, rays_from_cameras(k, poses, SIZE)):
+        assert memory.read(state, NOTHING, clip)[1].intrinsics is None
+        state = memory.update(state, NOTHING, clip, told(rays)(NOTHING, clip), 1)
+    remembered = memory.read(state, NOTHING, clip)[1].intrinsics
+    assert remembered is not None
+    torch.testing.assert_close(remembered, k, rtol=0, atol=2e-3)
 
 
 def test_a_memory_of_another_head() -> None:

@@ -210,8 +210,9 @@ def test_wrong_for_the_backbone() -> None:
         PixelDecoder(PixelDecoder.Config(), vit(32, 4))
     with pytest.raises(ValueError, match="tap 0 has one per 2 frames"):
         PixelDecoder(TINY, vit(32, 4, frames=2))
-    with pytest.raises(ValueError, match=r"a whole number or by 0\.5, got 1\.5"):
-        reassembly(8, 1.5)
+    for factor in (1.5, 0.25, 0):
+        with pytest.raises(ValueError, match=rf"by whole numbers, or halves by 0\.5 and 1, got {factor}$"):
+            reassembly(8, factor)
 
 
 def test_another_decoders_file(tiny: PixelDecoder) -> None:
