@@ -82,6 +82,14 @@ class Nothing(Memory):
         """
         load_part(self, self.config.weights)
 
+    def check_use(self, use: Use) -> None:
+        """The layer that it marks must be one that a tracker reads."""
+        if not any(head.tracks and self.tap in head.taps for head in use.heads.values()):
+            raise ValueError(
+                f"serves a head that follows points and reads tap {self.tap}, and there is none; set tap to that of "
+                "the head of the same name"
+            )
+
     def initial(self, tokens: Tokens, clip: Clip) -> State:
         """The user's queries.
 
@@ -194,7 +202,8 @@ class TrackMemory(Chain):
         }
 
     def check_use(self, use: Use) -> None:
-        """Windows must be apart by whole tokens."""
+        """Besides, windows must be apart by whole tokens."""
+        super().check_use(use)
         if use.long and use.stride % self.spec.stride[0]:
             raise ValueError(self._split(use.stride))
 

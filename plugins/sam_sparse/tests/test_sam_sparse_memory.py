@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fourd_core.data import Clip, Maps, Queries, Tokens, Tracks
 from fourd_core.errors import RecipeError
+from fourd_core.interfaces import Use
 from fourd_core.testing import check_component, check_form
 
 Build = Callable[[Any, SamTrack, TrackMemory], Any]
@@ -209,6 +210,29 @@ def test_the_head_s_layer(case: Any) -> None:
     memory = Nothing(Nothing.Config(), spec)  # the last of two, and the tokens are of the first
     with pytest.raises(RecipeError, match=r"no head reads tap 1; set tap in \[memories\]"):
         memory.initial(case.tokens(), case.clip(case.queries(0)))
+
+
+@pytest.mark.parametrize("cls", [Nothing, Chain, TrackMemory])
+def test_where_it_can_be_used(case: Any, cls: type[Any]) -> None:
+    """Found before a run: another layer than the tracker's, though some other head may read it, or half a token."""
+    spec = attrs.evolve(case.spec, taps=case.spec.taps * 2)
+    heads = {"other": SamTrack(SamTrack.example(), case.spec), "track": SamTrack(SamTrack.Config(0, 2), spec)}
+    heads["other"].tracks = False
+    use = Use(heads, window=8, stride=4, long=True, intrinsics=False)
+    cls(cls.Config(tap=0), spec).check_use(use)
+    with pytest.raises(ValueError, match=r"reads tap 1, and there is none; set tap to that of the head"):
+        cls(cls.Config(tap=1), spec).check_use(use)
+    del heads["track"]
+    with pytest.raises(ValueError, match="reads tap 0, and there is none"):
+        cls(cls.Config(tap=0), spec).check_use(use)
+
+
+def test_the_stride_is_checked_before_a_run(case: Any) -> None:
+    use = Use({"track": case.head()}, window=8, stride=3, long=True, intrinsics=False)
+    case.memory(Chain).check_use(use)
+    case.memory().check_use(attrs.evolve(use, long=False))
+    with pytest.raises(ValueError, match="set the predict stage's stride to a multiple of 2"):
+        case.memory().check_use(use)
 
 
 @pytest.mark.parametrize("cls", [Nothing, Chain, TrackMemory])
