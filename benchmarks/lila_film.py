@@ -33,13 +33,14 @@ from torch import Tensor
 
 import fourd_core
 from benchmarks.film_scores import Extractor, Score, carried, encoder_features, head_features, overlaid, score_generated
-from benchmarks.film_sequences import SIZE, Filmed, random_sequence
+from benchmarks.film_sequences import FRAMES, SIZE, Filmed, random_sequence
 from benchmarks.film_shots import unpack_film, write_shots, write_stills
 from benchmarks.saving import FOLDER, save
 from fourd_core.cli import main as fourd
 from fourd_core.files import write_json
 from fourd_core.media.panels import arranged, fitted, panel_size
 from fourd_core.media.video import open_video
+from fourd_core.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "runs/lila_film"
@@ -49,7 +50,7 @@ STAGES = "prepare", "train", "validate", "evaluate"
 SIDE = 48
 """Places along the smaller side of the grid, for all kinds of features; chosen on the validation sequences."""
 VALIDATION_SIDES = 32, 48
-VALIDATION_SEEDS, TEST_SEEDS = range(1000, 1004), range(2000, 2010)
+VALIDATION_SEEDS, TEST_SEEDS = range(1000, 1003), range(2000, 2010)
 CLIP = ROOT / "examples/bigbuckbunny.mp4"
 CLIP_MASKS = {44: "examples/masks/bigbuckbunny_044.png", 116: "examples/masks/bigbuckbunny_116.png"}
 """Frame of the clip -> the mask drawn in it: the first is carried on, the last is what is compared with."""
@@ -70,8 +71,10 @@ def main() -> None:
         train(arguments.work)
     if "validate" in stages:
         save("lila_film_validation", validate(arguments.work), "python -m benchmarks.lila_film validate")
+        add_protocol("lila_film_validation", protocol(arguments.work, VALIDATION_SEEDS, "validation"))
     if "evaluate" in stages:
         save("lila_film", evaluate(arguments.work), "python -m benchmarks.lila_film")
+        add_protocol("lila_film", protocol(arguments.work, TEST_SEEDS, "test"))
 
 
 def prepare(archive: Path | None, work: Path) -> None:
@@ -181,6 +184,34 @@ def rounded(score: Score, suffix: str = "") -> dict[str, float]:
     """A score as columns of the table."""
     values = {"J": score.j, "F": score.f, "J&F": score.jf}
     return {name + suffix: round(value, 1) for name, value in values.items()}
+
+
+def protocol(work: Path, seeds: range, split: str) -> dict[str, Any]:
+    """What the numbers depend on beside the code."""
+    shots = json.loads((work / "shots/shots.json").read_text(encoding="utf-8"))
+    runs = {name: json.loads((work / name / "run.json").read_text(encoding="utf-8")) for name in RUNS}
+    recipe = load_recipe(work / "in_context/recipe.toml")
+    return {
+        "film": "bbb.mp4 of moviepy 2.2.1's source distribution",
+        "training": {
+            "shots": len(shots["train"]),
+            "frames": sum(stop - start for start, stop in shots["train"]),
+            "steps": recipe.stages["train"].config.steps,
+            "batch_size": recipe.stages["train"].config.batch_size,
+            "seed": recipe.seed,
+            "created": {name: run["created"] for name, run in runs.items()},
+        },
+        "generated": {"seeds": list(seeds), "frames": FRAMES, "size": SIZE, "stills of the shots": shots[split]},
+        "clip": {"file": CLIP.name, "frames": list(CLIP_MASKS), "seen at": SIZE, "scored at": [720, 1280]},
+        "propagation": {**attrs.asdict(KNNConfig(side=None)), "side": "see column grid"},
+        "scores": "percent; generated: DAVIS-2017 means over objects; clip: mean over two objects in the last frame",
+    }
+
+
+def add_protocol(name: str, content: dict[str, Any]) -> None:
+    """Put the protocol beside a result's rows."""
+    path = FOLDER / f"{name}.json"
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"protocol": content})
 
 
 @attrs.frozen

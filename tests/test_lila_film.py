@@ -108,6 +108,10 @@ def test_pictures_are_sharp_where_nothing_moves_and_blurred_where_it_does(monkey
     moving = [Piece(STILL, (60, 40), Motion((32, 24), velocity=(4.0, 0.0)))]
     still, blurred = (render(p, SIZE, 1, torch.Generator()).frames[0].float() for p in (resting, moving))
     torch.testing.assert_close(still / 255, picture_at(resting, SIZE, 0), atol=1e-2, rtol=0)
+    # Four bilinear samples a pixel, a quarter of a pixel off its centre, weigh the still's pixels by 1 : 6 : 1.
+    kernel = torch.tensor([1.0, 6.0, 1.0]) / 8
+    smooth = torch.nn.functional.conv2d(STILL[:, None].float(), (kernel[:, None] * kernel)[None, None])[:, 0]
+    torch.testing.assert_close(still, smooth[:, 15 : 15 + 48, 27 : 27 + 64], atol=1.0, rtol=0)
     assert blurred.diff(dim=-1).abs().mean() < 0.8 * still.diff(dim=-1).abs().mean()
 
 
