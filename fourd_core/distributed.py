@@ -172,8 +172,8 @@ def joined() -> Iterator[Group]:
     on_cuda = torch.cuda.is_available()
     if on_cuda:
         _take_gpu(int(os.environ["LOCAL_RANK"]))
-    # Imported later, by the first optimiser step, its functions would keep the group for good as a default argument; and
-    # threads of a group that is never destroyed may abort the program when it ends.
+    # Imported later, by the first optimiser step, its functions would keep the group for good as a default argument;
+    # and threads of a group that is never destroyed may abort the program when it ends.
     importlib.import_module("torch.distributed.nn")
     # With both, objects travel between the CPUs, and waiting for the first process is no matter of NCCL's watchdog.
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 from helpers import Fourd, shell_environment, write_video
+
+from fourd_core.hooks import Hooks
+from fourd_core.recipe import load_recipe
+from fourd_core.run_folder import Run
 
 WEIGHTS = "train/weights.safetensors"
 
@@ -186,6 +192,31 @@ def test_two_processes_do_not_share_a_folder(fourd: Fourd, toy_recipe: Path, tmp
         process.kill()
         process.wait()
     assert "another process is at work in a" in answer.stderr
+
+
+def test_a_forked_reader_does_not_hold_the_lock(toy_recipe: Path, tmp_path: Path) -> None:
+    """It may outlive a killed run by seconds, and the run shall go on at once."""
+    recipe = load_recipe(toy_recipe)
+    run = Run(tmp_path / "a", recipe, {"stages": {}}, Hooks(), is_new=True)
+    run.create()
+    context = multiprocessing.get_context("fork")
+    alive = context.Event()
+    reader = context.Process(target=_wait, args=(alive,))
+    reader.start()
+    assert alive.wait(60)
+    run.close()
+    try:
+        again = Run(tmp_path / "a", recipe, {"stages": {}}, Hooks(), is_new=False)
+        again.create()
+        again.close()
+    finally:
+        reader.kill()
+        reader.join()
+
+
+def _wait(alive: Event) -> None:
+    alive.set()
+    time.sleep(60)
 
 
 def test_a_run_goes_on_with_its_own_threads(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:

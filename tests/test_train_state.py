@@ -145,12 +145,12 @@ def test_a_metric_without_a_score(fourd: Fourd, recipe: Path, tmp_path: Path) ->
 def test_killed_with_everything_switched_on(fourd: Fourd, recipe: Path, tmp_path: Path) -> None:
     with_validation(recipe)
     keys = sets(
-        steps=30, ema=0.8, accumulate=2, validate_every=4, workers=1, checkpoint_every=3, clip_norm=0.2,
+        steps=22, ema=0.8, accumulate=2, validate_every=4, workers=1, checkpoint_every=3, clip_norm=0.2,
         schedule="cosine", **{"validation.held_out.sign": 1.0},
     )  # fmt: skip
     fourd("run", recipe, "train", *keys, "--out", "whole", check=0)
     chance, reached = random.Random(5), 0
-    for _ in range(3):
+    for _ in range(2):
         processes = forked(tmp_path, "run", recipe, "train", *keys, "--out", "killed")
         kill_after(tmp_path / "killed", processes, reached + chance.randint(4, 8))
         assert ended(processes) == [-signal.SIGKILL], (tmp_path / "said.0.txt").read_text()
