@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import attrs
 import cue_parts
 import fsspec
 import numpy as np
@@ -20,7 +22,10 @@ from cue_parts import RECIPE, calls, install, write_videos
 from helpers import Fourd
 
 from fourd_core.cues import CueStore, StoredCues, open_kept, sample_generator
+from fourd_core.cues.backlog import make_backlog
 from fourd_core.cues.packing import pack
+from fourd_core.cues.plan import Listing, make_plan
+from fourd_core.cues.work import Settings, Workplace
 from fourd_core.data import Clip, CueMaps
 from fourd_core.errors import FourdError, RunError
 from fourd_core.geometry.flow import flow_disagreement
@@ -332,3 +337,32 @@ def test_the_disagreement_is_computed_before_rounding() -> None:
     kept = torch.from_numpy(pack(CueMaps(flow, "flow"), "float16"))
     assert torch.equal(kept[:, :, 2:], flow_disagreement(flow).half())
     assert not torch.equal(kept[:, :, 2:], flow_disagreement(flow.half().float()).half())
+
+
+def test_a_disk_that_takes_no_more(folder: Path, fourd: Fourd) -> None:
+    """A file may not grow over 20 kB: no unit is written, none is left half-written, and later all of them are."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        said = fourd("run", "cues.toml", "cues", "--out", "a", check=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"fourd: cannot write {folder / 'kept.zarr'}: the file grew over the size limit" in said.stderr
+    assert [path.name for path in (folder / "kept.zarr/flow/maps").iterdir()] == ["zarr.json"]
+    fourd("run", "cues.toml", "cues", "--out", "a", check=0)
+    assert opened(load_recipe(folder / "cues.toml")) is not None
+
+
+def test_a_unit_is_computed_once_whoever_gets_it(folder: Path) -> None:
+    """As when a worker dies after the work and before its answer arrived: dask gives the unit to another one."""
+    recipe = load_recipe(folder / "cues.toml")
+    system, data = build_system(recipe), build_dataset(recipe)
+    objective, store = system.objectives["train"], CueStore.create(str(folder / "kept.zarr"), {})
+    plan = make_plan(Listing(data), objective, 0, "train", 2, 2)
+    units = list(make_backlog(store.add_cue("flow", 4, 3, {}), plan.rows, plan.keys))
+    place = Workplace(Settings("train", 4, "float16"), store, data, system.cues, objective, torch.device("cpu"))
+    assert [place.compute(unit).failed for unit in (*units, *units)] == [{}] * 2 * len(units)
+    assert len(calls(folder)) == len(units)
+    moved = attrs.evolve(units[0], number=9, videos=units[0].videos + 1)
+    with pytest.raises(RunError, match="all workers must see the same data"):
+        place.compute(moved)

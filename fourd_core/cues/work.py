@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fourd_core.cues.kept import check_made_alike
 from fourd_core.cues.packing import Precision, pack
 from fourd_core.cues.plan import hash_of, keys_of
-from fourd_core.cues.store import CueStore, StoredCue
+from fourd_core.cues.store import CueStore
 from fourd_core.data import Clip
 from fourd_core.errors import MediaError, RunError
 from fourd_core.interfaces import CueProvider, Dataset, Objective
@@ -93,7 +93,7 @@ class Workplace:
             return Outcome()
         frames, failed = self._frames(unit)
         if not failed:
-            stored.write(unit.number, np.concatenate(list(self._maps(unit, stored, frames))))
+            stored.write(unit.number, np.concatenate(list(self._maps(unit.cue, frames))))
         return Outcome(failed)
 
     def _frames(self, unit: Unit) -> tuple[list[UInt8[Tensor, "t 3 h w"]], dict[str, str]]:
@@ -122,19 +122,16 @@ class Workplace:
             self._own.videos = videos, keys_of(videos)
         return cast(tuple[Sequence[Any], list[str]], self._own.videos)
 
-    def _maps(
-        self, unit: Unit, stored: StoredCue, frames: Sequence[UInt8[Tensor, "t 3 h w"]]
-    ) -> Iterator[Shaped[np.ndarray, "b t c h w"]]:
+    def _maps(self, cue: str, frames: Sequence[UInt8[Tensor, "t 3 h w"]]) -> Iterator[Shaped[np.ndarray, "b t c h w"]]:
         sizes = sorted({tuple(clip.shape) for clip in frames})
         if len(sizes) > 1:
-            raise RunError(
-                f"[cues.{unit.cue}] clips must be shown in one size, and there are {sizes[0]} and {sizes[1]}"
-            )
+            raise RunError(f"[cues.{cue}] clips must be shown in one size, and there are {sizes[0]} and {sizes[1]}")
         for start in range(0, len(frames), self.settings.batch):
             self._check_stop()
             clips = torch.stack(list(frames[start : start + self.settings.batch]))
             with self._teacher:
-                yield self._ask(unit.cue, clips.to(self.device).float() / 255)
+                maps = self._ask(cue, clips.to(self.device).float() / 255)
+            yield maps
 
     @torch.no_grad()
     def _ask(self, cue: str, frames: Float[Tensor, "b t 3 h w"]) -> Shaped[np.ndarray, "b t c h w"]:
@@ -161,7 +158,8 @@ def compute_elsewhere(text: str, settings: Settings, device: str, unit: Unit) ->
         if (text, settings, device) not in _places:
             _places.clear()
             _places[text, settings, device] = _build(parse(text), settings, pick_device(device))
-    return _places[text, settings, device].compute(unit)
+        place = _places[text, settings, device]
+    return place.compute(unit)
 
 
 def _build(recipe: Recipe, settings: Settings, device: torch.device) -> Workplace:
