@@ -103,7 +103,7 @@ def test_the_point_that_is_seen_best(case: Any) -> None:
     logits[0, [2, 6]] = torch.tensor([9.0, 3.0])  # better, but not in both windows
     logits[1, [5, 7]] = 2.0
     logits[2, 4] = 5.0
-    logits[3] = -20.0  # silent frames count as -10
+    logits[3] = torch.tensor([-20.0] * 7 + [-15.0])  # silent frames count as -10
     logits[4, 7] = 1.0
     query = torch.tensor([[0, 0, 5, 6, 7, 12]])
     live = torch.arange(FRAMES) >= query[0, :, None]

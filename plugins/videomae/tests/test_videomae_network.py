@@ -112,11 +112,21 @@ def test_names_shapes_and_count_of_the_released_encoder() -> None:
     assert sum(p.numel() for p in network.parameters()) == 1_011_610_752
 
 
-@pytest.mark.parametrize(("name", "millions"), [("s", 22), ("b", 87), ("l", 305), ("h", 633)])
-def test_sizes_of_the_papers(name: str, millions: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "millions", "width"), [("s", 22, 64), ("b", 87, 64), ("l", 305, 64), ("h", 633, 80), ("g", 1012, 88)]
+)
+def test_sizes_of_the_papers(name: str, millions: int, width: int) -> None:
+    """`width` is that of an attention head, which no checkpoint tells."""
     with torch.device("meta"):
-        count = sum(p.numel() for p in VisionTransformer(SIZES[name]).parameters())
+        network = VisionTransformer(SIZES[name])
+    count = sum(p.numel() for p in network.parameters())
     assert count == pytest.approx(millions * 1e6, rel=0.01)  # the papers count a classifier's last layer too
+    assert {SIZES[name].embed_dim // block.attn.heads for block in network.blocks} == {width}
+
+
+def test_an_mlps_width_is_rounded_down() -> None:
+    assert Size(embed_dim=96, depth=1, heads=4, mlp_ratio=48 / 11).mlp_dim == 418  # 418.9
+    assert SIZES["g"].mlp_dim == 6144
 
 
 def test_every_tap_alone_equals_all_together() -> None:
