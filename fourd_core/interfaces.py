@@ -239,6 +239,8 @@ class CueProvider(Component):
     """How many channels its maps have; needed only of a `map` cue by a read-out that is trained, not solved."""
     each_frame_alone: bool = False
     """Whether a frame's maps depend on that frame alone, so that they can be kept once for all clips it is part of."""
+    each_clip_alone: bool = True
+    """Whether a clip's maps depend on that clip alone; where the others of its batch matter they cannot be kept."""
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Refuse clips of a height and width that the provider cannot work on; asked before anything runs.

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from fourd_depth_anything.cue import DepthAnything
+from helpers import write_video
 from safetensors.torch import save_file
 
 from fourd_core.data import Clip
-from fourd_core.errors import WeightsError
+from fourd_core.errors import RecipeError, WeightsError
 from fourd_core.recipe import parse
+from fourd_core.run import run_recipe
 from fourd_core.system import System, build_system
 
 RECIPE = """
@@ -61,3 +63,17 @@ def test_asking_a_teacher_reads_its_weights_once(tmp_path: Path) -> None:
     path.unlink()  # a second reading would fail
     assert torch.equal(system.cues["depth"](Clip(FRAMES)).values, expected)
     system.load_cues()
+
+
+def test_answers_that_depend_on_the_rest_of_the_batch_are_not_kept(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", 3)
+    text = RECIPE.partition("[cues.depth]")[0] + (
+        '[cues.flow]\nuse = "sea_raft"\nbatch_statistics = true\n'
+        "[cues.flow.size]\nstem = 8\nstages = [8, 8, 8]\nblocks = [1, 1, 1]\ndim = 8\nrefinements = 1\n"
+        'levels = 2\nradius = 2\n[stages.cues]\njob = "cues"\n[stages.train]\njob = "train"\nsteps = 1\n'
+        '[stages.train.objective]\nuse = "lila"\nbase_size = 96\nview_size = 64\npamr = "none"\n'
+    )
+    recipe = parse(f'cue_cache = "{tmp_path / "kept"}"\n{text}', base=tmp_path)
+    with pytest.raises(RecipeError, match=r"\[cues.flow\] as it is set answers about a clip by the clips beside it"):
+        run_recipe(recipe, tmp_path / "run", ["cues"])
+    assert not (tmp_path / "kept").exists()

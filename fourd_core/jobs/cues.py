@@ -47,6 +47,12 @@ class CuesJob(Job):
         where, wanted = f"stages.{self.stage}", self.config.stage
         if not self.system.cues:
             raise RecipeError(f"[{where}] has nobody to ask: the recipe has no [cues.NAME]")
+        for name, cue in self.system.cues.items():
+            if not cue.each_clip_alone:
+                raise RecipeError(
+                    f"[cues.{name}] as it is set answers about a clip by the clips beside it in a batch, so its answers "
+                    "cannot be kept; set it otherwise, or leave cue_cache out"
+                )
         if self.recipe.cue_cache is None:
             raise RecipeError(f'[{where}] has no place to keep cues: set cue_cache = "a folder or URL" in the recipe')
         if wanted not in self.system.objectives:
@@ -54,6 +60,7 @@ class CuesJob(Job):
             raise RecipeError(f'{where}.stage = "{wanted}" is no training stage of this recipe, which has: {trains}')
         self.objective: Objective = self.system.objectives[wanted]  # type: ignore[assignment]
         self.location = self.recipe.cue_cache
+        self.system.load_cues()
         if self.recipe.cluster is not None:
             if self.location.startswith("memory://"):
                 raise RecipeError("cue_cache is in the memory of one process, which the workers of [cluster] are not")

@@ -151,6 +151,7 @@ class SEARAFT(_NetworkFlow):
         chosen = config.iterations
         self.iterations = sea_raft_network.ITERATIONS[config.variant] if chosen is None else chosen
         size = config.size or sea_raft_network.SIZES[config.variant]
+        self.each_clip_alone = not config.batch_statistics
         self.network = SEARAFTNetwork(size, config.batch_statistics, config.correlation, config.volume_limit)
 
     @classmethod
