@@ -50,7 +50,7 @@ class CuesJob(Job):
         for name, cue in self.system.cues.items():
             if not cue.each_clip_alone:
                 raise RecipeError(
-                    f"[cues.{name}] as it is set answers about a clip by the clips beside it in a batch, so its answers "
+                    f"[cues.{name}] as it is set answers about a clip by the clips beside it in a batch, so they "
                     "cannot be kept; set it otherwise, or leave cue_cache out"
                 )
         if self.recipe.cue_cache is None:
