@@ -47,10 +47,10 @@ def plain(values: Tensor, features: Tensor, ridge: float) -> Tensor:
     return torch.einsum("dchw,dhw->chw", fields[:-1], features[0])[None] + fields[-1][None]
 
 
-@pytest.mark.parametrize("size", [(40, 48), (37, 50)])
-def test_the_definition_by_a_loop(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells of whole pixels and others; blocks of a few rows give the same numbers."""
-    features = noise(1, 4, *size, dtype=torch.float64).cumsum(-1)
+@pytest.mark.parametrize(("size", "channels"), [((40, 48), 4), ((37, 50), 4), ((37, 50), 20)])
+def test_the_definition_by_a_loop(size: tuple[int, int], channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of whole pixels and others, more features than cells; blocks of a few rows give the same numbers."""
+    features = noise(1, channels, *size, dtype=torch.float64).cumsum(-1)
     values = noise(1, 2, 5, 6, seed=1, dtype=torch.float64)
     wanted = plain(values, features, 0.01)
 
@@ -135,6 +135,20 @@ def test_a_hole_is_filled_and_changes_nothing_elsewhere() -> None:
     assert torch.equal(filled[..., 48:], whole[..., 48:])
 
 
+@pytest.mark.parametrize("window", [1, 3])
+def test_many_features_and_few_cells_are_the_same_regression(window: int) -> None:
+    """Weights and unknown cells too: a channel twice is a channel of twice the variance."""
+    features, values, weights = (
+        noise(1, 5, 24, 30).double(),
+        noise(1, 1, 6, 6).double(),
+        noise(1, 1, 6, 6).double().abs(),
+    )
+    weights[0, 0, 2, 2] = 0
+    few = upsample_in_context(values, features, weights, window=window)
+    many = upsample_in_context(values, features.repeat(1, 4, 1, 1), weights, window=window)
+    torch.testing.assert_close(many, few, rtol=1e-9, atol=1e-9)
+
+
 def test_a_weight_says_how_far_a_cell_is_trusted() -> None:
     frame, truth = steps()
     wrong = averaged(truth)
@@ -146,6 +160,14 @@ def test_a_weight_says_how_far_a_cell_is_trusted() -> None:
         found = upsample_in_context(wrong, guide(frame), weights, keep_average=False)
         errors.append((found - truth)[..., 24:48, 8:32].abs().mean())
     assert errors[1] < 0.1 * errors[0]
+
+
+def test_gradients_of_many_features_and_of_weights_with_zeros() -> None:
+    values, features = noise(1, 1, 2, 3).double(), noise(1, 10, 4, 6, seed=1).double().requires_grad_()
+    weights = torch.tensor([[[[1.0, 0.5, 2.0], [0.0, 1.0, 1.0]]]], dtype=torch.float64, requires_grad=True)
+    upsample_in_context(values, features, weights, window=3).square().sum().backward()
+    assert features.grad is not None and features.grad.isfinite().all() and features.grad.abs().max() > 0
+    assert weights.grad is not None and weights.grad.isfinite().all()
 
 
 def test_gradients_reach_map_and_features() -> None:
@@ -161,6 +183,7 @@ def test_gradients_reach_map_and_features() -> None:
         ((2, 1, 4, 4), (1, 3, 8, 8), {}, "got 2 and 1"),
         ((1, 1, 4, 4), (1, 3, 8, 8), {"window": 4}, "odd number of cells, got 4"),
         ((1, 1, 4, 4), (1, 3, 8, 8), {"weights": torch.ones(1, 1, 4, 5)}, "do not fit a map"),
+        ((1, 1, 4, 4), (1, 3, 8, 8), {"weights": -torch.ones(1, 1, 4, 4)}, "must not be below 0"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -15,7 +15,7 @@ bilinearly interpolated. The guided filter (He et al., Guided Image Filtering, 2
 three features, equal weights and W averaged once more, which is what blurs thin things there.
 
 Cost of a map of h x w cells and k channels, features of d channels at H x W pixels and windows of N cells:
-h w (N d^2 + d^3 / 3 + k d^2) + H W d k multiplications and `BLOCK` numbers of working memory beside inputs and result.
+h w N d min(N, d) + H W d k multiplications, about, and `BLOCK` numbers of working memory beside inputs and result.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from fourd_core.errors import RunError
 from fourd_core.kernels.ridge import weighted_ridge
 from fourd_core.precision import own_precision
 
@@ -67,8 +68,8 @@ def upsample_in_context(
     Returns:
         NaN in maps of which nothing is known.
     Raises:
-        ValueError: sizes that do not fit each other; an even window.
-        RunError: features that are not finite, or weights below 0.
+        ValueError: sizes that do not fit each other; an even window; weights below 0.
+        RunError: features that are not finite.
     """
     if len(values) != len(features):
         raise ValueError(f"one map belongs to each of the features: got {len(values)} and {len(features)}")
@@ -108,6 +109,8 @@ def upsample_by_rows(
     values = values.to(accurate).where(known, 0.0)
     with own_precision(values.device):
         coarse = _averaged(rows, size, grid, accurate)
+        if not bool(coarse.isfinite().all()):
+            raise RunError("a map cannot be upsampled by features that are not finite numbers; look at their network")
         scale = coarse.var((-2, -1), correction=0).sum(1).clamp(min=torch.finfo(accurate).tiny).rsqrt()
         scale = scale.view(-1, 1, 1, 1)
         field = _field(values, trust, coarse * scale, window, ridge)
@@ -126,6 +129,8 @@ def _check(values: Tensor, size: tuple[int, int], weights: Tensor | None, window
         raise ValueError(f"a map of {h} x {w} cells is finer than the features, {size[0]} x {size[1]}")
     if weights is not None and weights.shape != (b, 1, h, w):
         raise ValueError(f"weights of shape {tuple(weights.shape)} do not fit a map of shape {tuple(values.shape)}")
+    if weights is not None and bool((weights < 0).any()):
+        raise ValueError("weights must not be below 0")
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window must be an odd number of cells, got {window}")
 
@@ -166,7 +171,8 @@ def _field(
     """A read-out with bias for each cell; where too little is known, of cells of twice the size, and so on."""
     b, c, h, w = values.shape
     everything = torch.cat([features, values, trust], 1)
-    step = max(1, BLOCK // (b * window**2 * everything.shape[1] + (features.shape[1] + 1) ** 2 * b) // w)
+    rows = window**2
+    step = max(1, BLOCK // (b * w * (2 * rows * everything.shape[1] + min(rows, features.shape[1]) ** 2)))
     solved = [
         _solved(_windows(everything, window, start, min(start + step, h)), c, ridge) for start in range(0, h, step)
     ]
@@ -213,8 +219,25 @@ def _solved(cells: Float[Tensor, "n cells channels"], c: int, ridge: float) -> F
     total = trust.sum(1, keepdim=True)
     share = trust / total.where(total > 0, 1.0)
     mean_x, mean_y = (share * x).sum(1, keepdim=True), (share * y).sum(1, keepdim=True)
-    weight = weighted_ridge(x - mean_x, y - mean_y, trust[..., 0], ridge)
+    x, y = x - mean_x, y - mean_y
+    wide = x.shape[2] > x.shape[1]
+    weight = _wide_ridge(x, y, trust, ridge) if wide else weighted_ridge(x, y, trust[..., 0], ridge)
     return torch.cat([weight, mean_y - mean_x @ weight], 1)
+
+
+def _wide_ridge(
+    x: Float[Tensor, "n cells d"], y: Float[Tensor, "n cells c"], trust: Float[Tensor, "n cells 1"], ridge: float
+) -> Float[Tensor, "n d c"]:
+    """As `weighted_ridge`, where there are more features than cells: a system of as many equations as cells.
+
+    With Z the rows of X times the root of their weight, (Z'Z / N + r I)^-1 Z' = Z' (ZZ' / N + r I)^-1.
+    """
+    cells = x.shape[1]
+    root = trust.where(trust > 0, 1.0).sqrt() * (trust > 0)  # whose gradient is finite at 0
+    rows = root * x
+    gram = rows @ rows.mT / cells + ridge * torch.eye(cells, dtype=x.dtype, device=x.device)
+    solution: Tensor = rows.mT @ torch.linalg.solve(gram, root * y / cells)
+    return solution
 
 
 def _rendered(

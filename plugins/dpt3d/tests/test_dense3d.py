@@ -24,6 +24,7 @@ from fourd_core.data import Clip, Grid, Predictions, TokenMap, Tokens
 from fourd_core.errors import WeightsError
 from fourd_core.interfaces import BackboneSpec, Head, TapSpec
 from fourd_core.stitching import Stitcher
+from fourd_core.upsampling.streaming import Upsampling
 
 DATA = Path(__file__).parent / "data"
 TAPS = (2, 4, 6, 7)
@@ -188,6 +189,17 @@ def test_backbones_of_single_frames_and_of_several_strides() -> None:
         values = head(random_tokens(spec, head.taps, (3, 70, 98)), Clip(torch.zeros(1, 3, 3, 70, 98))).values
         assert values.shape == (1, 3, 2, 70, 98)
         assert values.isfinite().all()
+
+
+@pytest.mark.parametrize("cls", [Depth3D, Flow3D, Motion3D])
+def test_how_maps_reach_the_videos_pixels_is_announced(cls: type[Any]) -> None:
+    """And changes nothing of the decoder, whose own factor has another name beside it."""
+    plain, wishing = narrow(cls), narrow(cls, upsample="in_context", upsample_features="a.toml")
+    assert plain.upsampling == Upsampling("bilinear", None)
+    assert wishing.upsampling == Upsampling("in_context", "a.toml")
+    assert torch.equal(plain.raw(window_tokens(0), CLIP), wishing.raw(window_tokens(0), CLIP))
+    fine = narrow(cls, enlarge=(1, 1, 3))
+    assert fine.dpt.factors[0] == (1, 1, 3)
 
 
 COUNTS = {Depth3D: 85_845_889, Flow3D: 85_846_018, Motion3D: 85_845_889, CameraRays: 82_307_590}
