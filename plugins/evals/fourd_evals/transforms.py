@@ -7,6 +7,7 @@ others, their distributions are the same.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -73,6 +74,13 @@ def short_side(size: tuple[int, int], side: int) -> tuple[int, int]:
     """The size after Resize: the smaller side at `side`, the other one cut off to whole pixels."""
     height, width = size
     return (side, int(side * width / height)) if height <= width else (int(side * height / width), side)
+
+
+def input_size(size: tuple[int, int], side: int, multiple: Sequence[int]) -> tuple[int, int]:
+    """All of a picture with its smaller side at `side`, both to the nearest multiple that the backbone takes."""
+    scale = side / min(size)
+    rows, columns = multiple[-2:]
+    return max(1, round(size[0] * scale / rows)) * rows, max(1, round(size[1] * scale / columns)) * columns
 
 
 def resized(maps: Float[Tensor, "c h w"], size: tuple[int, int], antialias: bool = False) -> Float[Tensor, "c y x"]:

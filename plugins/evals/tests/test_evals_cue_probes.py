@@ -10,11 +10,13 @@ import attrs
 import pytest
 import torch
 from fourd_evals.cue_metrics import depth_errors, flow_errors
-from fourd_evals.cue_probes import DepthProbe, DepthTask, FlowProbe, FlowTask, input_size
+from fourd_evals.depth_probe import DepthProbe, DepthTask
 from fourd_evals.features import FeatureExtractor
 from fourd_evals.flow_pairs import CuePairs, SintelPairs
+from fourd_evals.flow_probe import FlowProbe, FlowTask
 from fourd_evals.miniatures import colour_system, in_memory, sintel_miniature
 from fourd_evals.roots import Root
+from fourd_evals.transforms import input_size
 from torch.utils.data import default_collate
 
 from fourd_core.data import Clip, CueMaps

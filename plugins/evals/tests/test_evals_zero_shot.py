@@ -11,7 +11,8 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from fourd_evals.cue_probes import DepthProbe, FlowProbe
+from fourd_evals.depth_probe import DepthProbe
+from fourd_evals.flow_probe import FlowProbe
 from fourd_evals.miniatures import FINE_LABELS, colour_system, in_memory, zero_shot_miniature
 from fourd_evals.nyu_normals import NYUNormals
 from fourd_evals.roots import Root
