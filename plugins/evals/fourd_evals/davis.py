@@ -144,7 +144,7 @@ class DAVIS:
             return None
         return (
             f"this is not the published validation set of DAVIS-2017: {', '.join(differences)}; "
-            "the paper's numbers beside ours are of other data"
+            "the paper's numbers are of other data"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import attrs
@@ -12,11 +12,11 @@ from attrs.validators import ge, gt
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from fourd_core.errors import RecipeError, RunError
+from fourd_core.errors import MediaError, RecipeError, RunError
 from fourd_core.randomness import seeded
 from fourd_core.system import System
-from fourd_evals.davis import DAVISSequence
-from fourd_evals.davis_metrics import without_void
+from fourd_evals.davis import DAVIS, DAVISSequence
+from fourd_evals.davis_metrics import SequenceScores, without_void
 from fourd_evals.davis_miniature import davis_miniature
 from fourd_evals.davis_protocol import DAVISConfig, DAVISMetric, patch_resample
 from fourd_evals.features import FeatureExtractor, Features
@@ -30,7 +30,11 @@ QUICK = ("bike-packing", "india", "dog", "motocross-jump", "shooting", "horsejum
 class _FirstFrameProbe(DAVISMetric):
     """A linear classifier of the first frame's objects."""
 
-    optimiser: ClassVar[Callable[..., torch.optim.Optimizer]]
+    optimiser: ClassVar[type[torch.optim.Adam]]
+
+    def settings(self) -> dict[str, Any]:
+        """With the optimiser."""
+        return {**super().settings(), "optimiser": self.optimiser.__name__}
 
     def predict(self, extractor: FeatureExtractor, sequence: DAVISSequence) -> Iterator[UInt8[Tensor, "h w"]]:
         """Train on the first frame, then answer for each."""
@@ -59,7 +63,7 @@ class _FirstFrameProbe(DAVISMetric):
         dims = look.pixels.shape[1], look.encoder.shape[1]
         with seeded(config.seed, "davis probe", name):
             probe = LinearCat(*dims, classes, alphas=ALPHAS[cast(Source, config.features)]).to(device)
-        optimiser = type(self).optimiser(probe.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        optimiser = self.optimiser(probe.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         target = labels.long()[None].to(device)
         with torch.enable_grad():
             for _ in range(config.iterations):
@@ -146,6 +150,28 @@ class DAVISQuickProbe(_FirstFrameProbe):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.names = config.sequences
+
+    def open(self) -> DAVIS:
+        """The sequences; without those whose first frame shows no object in the middle.
+
+        Raises:
+            MediaError: none does.
+        """
+        davis = super().open()
+        shown = tuple(sequence for sequence in davis.sequences if self._shows_object(sequence))
+        if not shown:
+            raise MediaError(f"{self.title}: no sequence shows an object in the middle of its first frame")
+        return attrs.evolve(davis, sequences=shown)
+
+    def _shows_object(self, sequence: DAVISSequence) -> bool:
+        mask = sequence.mask(0)
+        return mask is not None and bool(without_void(self.seen(mask)).any())
+
+    def notes(self, davis: DAVIS, scores: dict[str, SequenceScores]) -> Iterator[str]:
+        """With the sequences that were left out."""
+        if left_out := [name for name in self.names if name not in scores]:
+            yield f"left out, since their first frame shows no object in the middle: {', '.join(left_out)}"
+        yield from super().notes(davis, scores)
 
     def seen(self, maps: Shaped[Tensor, "*axes h w"]) -> Shaped[Tensor, "*axes y x"]:
         """The square in the middle."""

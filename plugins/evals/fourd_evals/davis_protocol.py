@@ -21,13 +21,11 @@ from fourd_core.system import System
 from fourd_evals.davis import DAVIS, DAVISSequence
 from fourd_evals.davis_metrics import WRAP, Objects, SequenceScorer, SequenceScores, Summary, summarise
 from fourd_evals.features import FeatureExtractor, Features
-from fourd_evals.paper import NAME, PaperTable, our_name, paper_rows
+from fourd_evals.paper import NAME, PaperTable, changed_note, our_name, paper_rows
 from fourd_evals.probes import Source
 
 NOT_PROTOCOL = ("root", "table", "each_sequence")
 """Keys that change no number."""
-ABOUT_SYSTEM = ("head", "tap", "features", "split", "seed")
-"""Keys that say what is measured; the others are the paper's protocol as long as they have their defaults."""
 Row = dict[str, str | float]
 
 
@@ -125,10 +123,10 @@ class DAVISMetric(Metric):
 
     def notes(self, davis: DAVIS, scores: dict[str, SequenceScores]) -> Iterator[str]:
         """What a reader must know."""
-        if note := davis.note(*((self.names,) if self.names else ())):
+        if note := davis.note(*((tuple(scores),) if self.names else ())):
             yield note
-        if changed := self._changed():
-            yield f"not the paper's protocol: {', '.join(changed)}"
+        if note := changed_note(self.settings(), type(self)(type(self.config)()).settings(), NOT_PROTOCOL):
+            yield note
         bare = sum(mask is None for sequence in davis.sequences for mask in sequence.annotations)
         if bare:
             yield f"{bare} of {davis.frame_count} frames have no annotation and are not scored"
@@ -175,12 +173,6 @@ class DAVISMetric(Metric):
                 yield
             scores[sequence.name] = scorer.scores()
             sizes[_shown(sequence.size)] = _shown(self.picture_size(sequence.size, extractor.system))
-
-    def _changed(self) -> list[str]:
-        """Settings of the protocol that are not the paper's."""
-        ours, paper = self.settings(), type(self)(type(self.config)()).settings()
-        changed = [key for key in ours if key not in (*NOT_PROTOCOL, *ABOUT_SYSTEM) and ours[key] != paper[key]]
-        return [f"{key} = {ours[key]} instead of {paper[key]}" for key in changed]
 
     def _protocol(self, davis: DAVIS, sizes: dict[str, str]) -> dict[str, Any]:
         settings = {key: value for key, value in self.settings().items() if key not in NOT_PROTOCOL}

@@ -112,7 +112,8 @@ class CuePairs(FlowPairs):
     threads = 1  # a video's decoder serves one thread
 
     def __init__(self, videos: Sequence[Video], count: int, side: int) -> None:
-        self._videos = list(videos)
+        step = max(1, len(videos) // count)  # no more videos than pairs are opened
+        self._videos = [videos[n] for n in range(0, len(videos), step)][:count]
         every = [(v, frame) for v, video in enumerate(self._videos) for frame in range(video.frame_count - 1)]
         if not every:
             raise MediaError("the recipe's data have no two successive frames to measure flow between")

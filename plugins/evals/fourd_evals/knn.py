@@ -200,11 +200,11 @@ def _first_soft(
     mask: UInt8[Tensor, "height width"], grid: Float[Tensor, "d h w"], protocol: Protocol
 ) -> Float[Tensor, "k h w"]:
     """One map per id, on the grid."""
-    size = (grid.shape[-2], grid.shape[-1])
+    size, count = (grid.shape[-2], grid.shape[-1]), int(mask.max()) + 1
     if protocol == "dino":
         mask = F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
     # As many maps as the whole mask has ids: sampling may lose the smallest object.
-    maps = F.one_hot(mask.long()).permute(2, 0, 1).to(grid.dtype)
+    maps = F.one_hot(mask.long(), count).permute(2, 0, 1).to(grid.dtype)
     return maps if protocol == "dino" else _bilinear(maps, size)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from fourd_core.errors import MediaError
 from fourd_core.interfaces import Sample
 from fourd_evals.roots import Root
-from fourd_evals.transforms import center_crop, chance, random_crop, resized_labels, resized_picture
+from fourd_evals.transforms import Crop, chance, random_crop, resized_labels, resized_picture
 
 Part = Literal["train", "val"]
 
@@ -25,30 +24,16 @@ class Labelled(NamedTuple):
     labels: Int64[Tensor, "h w"]
 
 
-class LabelledPictures(ABC):
-    """One part of a data set.
+class PictureFiles:
+    """Pictures and label maps by name, with a table from the file's labels to those of the evaluation.
 
     Attributes:
-        layout: in which form it was found, for the protocol.
         digest: of the pictures' names, in their order.
-    """
-
-    layout: str
-    digest: str
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, number: int) -> Labelled: ...
-
-
-class PictureFiles(LabelledPictures):
-    """Pictures and label maps by name, with a table from the file's labels to those of the evaluation.
 
     Args:
         names: pairs of files within the root: picture, labels.
         table: 256 entries.
+        layout: in which form they were found, for the protocol.
         there: how many pictures the folder has, chosen or not.
     """
 
@@ -92,6 +77,6 @@ def center_view(item: Labelled, side: int) -> Sample:
     scale = side / min(height, width)
     size = round(height * scale), round(width * scale)
     # albumentations cuts off half a pixel where torchvision rounds it.
-    crop = center_crop(size, side)._replace(top=(size[0] - side) // 2, left=(size[1] - side) // 2)
+    crop = Crop((size[0] - side) // 2, (size[1] - side) // 2, side, side)
     picture = crop.of(resized_picture(item.picture, size))
     return {"picture": picture.float() / 255, "labels": crop.of(resized_labels(item.labels, size))}

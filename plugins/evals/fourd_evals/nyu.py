@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import attrs
 import h5py
@@ -26,9 +27,9 @@ from numpy import ndarray
 from torch import Tensor
 
 from fourd_core.errors import MediaError
+from fourd_evals.labelled import Part
 from fourd_evals.roots import Root
 
-Part = Literal["train", "val"]
 Truth = Literal["normal", "depth"]
 Depth = Literal["raw", "filled"]
 
@@ -134,7 +135,10 @@ class Lists(NYUPictures):
         )
 
     def _item(self, key: str, number: int, channels: int) -> ndarray:
-        values = self._lists[key][self._lists[key].files[number]]
+        try:
+            values = self._lists[key][self._lists[key].files[number]]
+        except (ValueError, OSError, BadZipFile) as error:
+            raise MediaError(f"picture {number} of {self._places[key]} cannot be read: {error}") from error
         if values.ndim == 2:
             values = values[None]
         if values.ndim == 3 and values.shape[0] != channels and values.shape[-1] == channels:
@@ -150,7 +154,7 @@ class Lists(NYUPictures):
 def _open_npz(root: Root, name: str) -> Any:
     try:
         return np.load(root.open(name), allow_pickle=False)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, BadZipFile) as error:
         raise MediaError(f"{root.place(name)} is not an npz file of arrays: {error}") from error
 
 

@@ -7,10 +7,10 @@ printed metric each of them is compared with.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
@@ -18,6 +18,9 @@ from fourd_core.system import System
 
 NAME = "features"
 """The first column of every table of evaluations: whose features were measured."""
+
+ABOUT_SYSTEM = ("head", "tap", "features", "split", "seed")
+"""Keys that say what is measured; the others are the paper's protocol as long as they have their defaults."""
 
 PaperTable = Literal["main", "4", "5", "none"]
 """Which of LILA's tables is shown beside our number: the main results, the cues (4), the training (5), or none."""
@@ -71,6 +74,18 @@ def paper_rows(
             name = f"{method} (paper)" if table == "main" else f"{method} (paper, table {table})"
             rows.setdefault(name, {NAME: name})[ours] = value
     return tuple(rows.values())
+
+
+def changed_note(ours: Mapping[str, Any], paper: Mapping[str, Any], besides: Collection[str]) -> str | None:
+    """A sentence about the settings that are not the paper's, None where all are.
+
+    Args:
+        besides: keys that are no part of the protocol, beside those in `ABOUT_SYSTEM`.
+    """
+    changed = [key for key in ours if key not in (*besides, *ABOUT_SYSTEM) and ours[key] != paper[key]]
+    if not changed:
+        return None
+    return f"not the paper's protocol: {', '.join(f'{key} = {ours[key]} instead of {paper[key]}' for key in changed)}"
 
 
 def our_name(system: System) -> str:

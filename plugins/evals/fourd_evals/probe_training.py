@@ -26,7 +26,7 @@ from fourd_core.randomness import generator_for, seeded
 from fourd_core.recipe import Location
 from fourd_core.system import System
 from fourd_evals.features import FeatureExtractor, Features
-from fourd_evals.paper import NAME, PaperTable, our_name
+from fourd_evals.paper import NAME, PaperTable, changed_note, our_name
 from fourd_evals.probes import ALPHAS, Source
 
 NOT_PROTOCOL = ("root", "text", "splits", "workers", "table")
@@ -255,7 +255,9 @@ class ProbeMetric(Metric):
             chosen += (
                 ', the best one on the very pictures that the table is about; for the last one set select = "last"'
             )
-        return [*task.notes(), chosen]
+        paper = attrs.asdict(type(self.config)())
+        changed = changed_note(attrs.asdict(self.config), paper, NOT_PROTOCOL) if task.paper() else None
+        return [*task.notes(), *filter(None, [changed]), chosen]
 
 
 class _Training:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
@@ -19,10 +18,21 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fourd_core.errors import MediaError
-from fourd_core.media.locations import missing_package, natural_key, reading
+from fourd_core.media.locations import filesystem_at, natural_key, reading
 
 SHOWN = 8
 """How many of the names that were found a message lists."""
+
+
+def read_file(location: str) -> bytes:
+    """All of a file that is named by itself, by a path or URL.
+
+    Raises:
+        MediaError: it does not exist or may not be read; the protocol is unknown.
+    """
+    filesystem, path = filesystem_at(location)
+    with reading(location):
+        return bytes(filesystem.cat_file(path))
 
 
 class Root:
@@ -36,14 +46,9 @@ class Root:
 
     def __init__(self, location: str) -> None:
         self.location = location
+        self._filesystem, path = filesystem_at(location)
+        self._path = path.rstrip("/") or ("/" if path.startswith("/") else "")
         with reading(location):
-            try:
-                self._filesystem, path = fsspec.core.url_to_fs(location)
-            except ImportError as error:
-                raise MediaError(f"cannot open {location}: {missing_package(location, error)}") from error
-            except ValueError as error:
-                raise MediaError(f"cannot open {location}: {error}") from error
-            self._path = str(path).rstrip("/") or ("/" if str(path).startswith("/") else "")
             if not self._filesystem.isdir(self._path):
                 raise MediaError(f"the folder {location} does not exist")
 

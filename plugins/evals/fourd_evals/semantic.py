@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fourd_core.interfaces import Dataset, Sample
 from fourd_core.system import System
 from fourd_evals import ade, coco
-from fourd_evals.labelled import LabelledPictures, center_view, random_view
+from fourd_evals.labelled import PictureFiles, center_view, random_view
 from fourd_evals.miniatures import ade_miniature, coco_miniature
 from fourd_evals.paper import paper_rows
 from fourd_evals.probe_training import ProbeMetric, RootConfig, Row, Score, Scores, Task
@@ -48,7 +48,7 @@ class LabelsTask(Task):
     """
 
     def __init__(
-        self, name: str, parts: tuple[LabelledPictures, LabelledPictures], classes: int, config: SegmentationConfig
+        self, name: str, parts: tuple[PictureFiles, PictureFiles], classes: int, config: SegmentationConfig
     ) -> None:
         self.name, self.classes, self.config = name, classes, config
         self._train, self._val = parts

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from typing import Any
+from zipfile import BadZipFile
 
 import attrs
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from attrs.validators import ge
 from jaxtyping import Float, Int64
 from numpy import ndarray
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from torch import Tensor, nn
 
@@ -25,10 +27,12 @@ from fourd_evals import coco
 from fourd_evals.miniatures import zero_shot_miniature
 from fourd_evals.probe_training import ProbeMetric, Score, Scores, Task
 from fourd_evals.probes import LinearZeroShot
-from fourd_evals.roots import Root
+from fourd_evals.roots import Root, read_file
 from fourd_evals.segmentation_metrics import IGNORED, confusion, scores
 from fourd_evals.semantic import LabelsTask, SegmentationConfig, cross_entropy
 
+ZIP = b"PK"
+"""How every npz file begins."""
 KEPT = 0.1
 """Weight of the cross entropy in a batch that has ignored pixels."""
 
@@ -57,11 +61,10 @@ def read_text(location: str) -> TextEmbeddings:
     Raises:
         MediaError: no such file, another format, names and rows that differ in number.
     """
-    folder, _, name = location.rpartition("/")
-    data = Root(folder or ".").read(name)
+    data = read_file(location)
     try:
-        names, values = _from_safetensors(data) if name.endswith(".safetensors") else _from_npz(data)
-    except (ValueError, KeyError, OSError) as error:
+        names, values = _from_npz(data) if data.startswith(ZIP) else _from_safetensors(data)
+    except (ValueError, KeyError, TypeError, OSError, BadZipFile, SafetensorError) as error:
         raise MediaError(
             f"{location} holds no text embeddings ({error}): it must be an npz file with the arrays `names` and "
             "`embeddings`, or a safetensors file with the tensor `embeddings` and the metadata `names`"

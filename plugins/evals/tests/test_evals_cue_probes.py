@@ -21,7 +21,7 @@ from torch.utils.data import default_collate
 
 from fourd_core.data import Clip, CueMaps
 from fourd_core.errors import MediaError, RecipeError
-from fourd_core.interfaces import CueProvider
+from fourd_core.interfaces import CueProvider, Video
 from fourd_core.testing.miniature import Miniature, MovingTexture, Textures
 
 
@@ -187,6 +187,22 @@ def test_both_frames_are_read() -> None:
         alone = extractor(batch["frames"][:, n])
         assert torch.equal(both.pixels[:, 16 * n : 16 * (n + 1)], alone.pixels)
         assert torch.equal(both.encoder[:, 32 * n : 32 * (n + 1)], alone.encoder)
+
+
+def test_no_more_videos_than_pairs_are_opened() -> None:
+    opened: list[int] = []
+
+    class Many(Sequence[Video]):
+        def __len__(self) -> int:
+            return 1000
+
+        def __getitem__(self, number: Any) -> Any:
+            opened.append(number)
+            return Textures().videos("train")[0]
+
+    assert len(CuePairs(Many(), 4, 32)) == 4
+    assert {0, 250, 500, 750} <= set(opened)
+    assert len(opened) < 10  # the checker of types takes one or two of its own
 
 
 def test_what_a_flow_probe_needs() -> None:

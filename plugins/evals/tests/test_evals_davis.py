@@ -118,6 +118,19 @@ def test_quick_probe_sees_the_middle_only_and_the_pixel_features_only() -> None:
     assert torch.equal(look.pixels[0], (sequence.frame(1)[:, 8:56, 24:72].float() / 255 - 0.4) * 4)
 
 
+def test_quick_probe_leaves_out_crops_without_an_object() -> None:
+    names, size = ("dog", "india", "shooting"), (96, 128)
+    root = davis_miniature("memory://davis-aside", names, 4, size)  # dog's disks stand to the left and to the right
+    changes: dict[str, Any] = {"root": root, "sequences": names, "iterations": 2, "lr": 0.05}
+    result = measured(DAVISQuickProbe, **changes, crop=16)
+    assert list(result.protocol["data"]["sequences"]) == ["india", "shooting"]
+    assert result.notes[0] == "left out, since their first frame shows no object in the middle: dog"
+    assert "missing" not in result.notes[1]
+    assert not any("left out" in note for note in measured(DAVISQuickProbe, **changes, crop=96).notes)
+    with pytest.raises(MediaError, match="no sequence shows an object in the middle"):
+        measured(DAVISQuickProbe, **changes | {"sequences": ("dog",)}, crop=16)
+
+
 def test_what_names_its_root_is_available_and_a_wrong_root_an_error(tmp_path: Path) -> None:
     system = colours()
     root = davis_miniature(str(tmp_path / "DAVIS"), QUICK[:5])
@@ -135,6 +148,7 @@ def test_the_papers_protocol_is_the_default() -> None:
     assert (probe.lr, probe.weight_decay, probe.iterations, probe.features) == (5e-4, 1e-4, 2000, "both")
     assert (quick.lr, quick.weight_decay, quick.iterations, quick.features) == (3e-4, 1e-4, 2000, "pixels")
     assert (DAVISProbe.optimiser, DAVISQuickProbe.optimiser) == (torch.optim.AdamW, torch.optim.Adam)
+    assert DAVISQuickProbe(quick).settings()["optimiser"] == "Adam"
     assert (nearest.radius, nearest.neighbours, nearest.context, nearest.temperature) == (12, 5, 7, 0.1)
     settings = DAVISkNN(nearest).settings()
     assert (settings["protocol"], settings["side"], settings["resolution"], settings["features"]) == (

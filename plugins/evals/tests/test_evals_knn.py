@@ -123,6 +123,12 @@ def test_lila_decides_at_full_size_and_dino_at_the_pictures() -> None:
     assert not decide(absent, (4, 6), "dino").any()
 
 
+def test_an_object_that_sampling_loses_keeps_its_map() -> None:
+    mask = torch.zeros(16, 16, dtype=torch.uint8)
+    mask[0, 0] = 2
+    assert knn._first_soft(mask, torch.zeros(4, 4, 4), "dino").sum((1, 2)).tolist() == [16, 0, 0]
+
+
 def test_an_object_is_followed() -> None:
     """Every feature finds itself one place further: after two frames the mask has moved by two places."""
     grids = moving(3, 16, (8, 24))

@@ -133,6 +133,8 @@ def test_the_table_and_what_it_says() -> None:
     assert rows["DINO2-S14 + LILA (paper)"]["delta1"] == 31.14
     assert next(iter(rows)) == "this system"
     assert "3 pictures to train on and 2 to validate on instead of 795 and 654" in result.notes[0]
+    assert result.notes[1].startswith("not the paper's protocol: ")
+    assert "epochs = 2 instead of 30" in result.notes[1] and "root" not in result.notes[1]
     assert "best one on the very pictures" in result.notes[-1]
     assert result.score == pytest.approx(-result.rows[0]["RMSE"], abs=1e-4)
     assert result.protocol["val_resize"] == 40 and result.protocol["drop_last"] is True

@@ -121,6 +121,19 @@ def test_lists_of_arrays(tmp_path: Path, channels_first: bool) -> None:
         open_nyu(Root(str(tmp_path)), "train", "normal")
 
 
+def test_lists_that_are_damaged(tmp_path: Path) -> None:
+    for name, values in (("image", COLOURS[kinds(0)]), ("depth", DEPTHS[kinds(0)])):
+        np.savez(tmp_path / f"nyu_train_{name}.npz", values)
+    path = tmp_path / "nyu_train_depth.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(MediaError, match=r"nyu_train_depth.npz is not an npz file of arrays"):
+        open_nyu(Root(str(tmp_path)), "train", "depth")
+    path.write_bytes(whole[:5000] + b"damaged" + whole[5007:])
+    with pytest.raises(MediaError, match=r"picture 0 of .*nyu_train_depth.npz cannot be read"):
+        open_nyu(Root(str(tmp_path)), "train", "depth")[0]
+
+
 def test_pickles_are_not_opened(tmp_path: Path) -> None:
     """One that would leave a trace: the sentence says how to convert it."""
 

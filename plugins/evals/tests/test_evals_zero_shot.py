@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ def test_text_from_both_formats(tmp_path: Path) -> None:
         assert text.names == ("wall", "sky")
         assert torch.allclose(text.values, torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
         assert len(text.sha256) == 64
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "text.npz", "text.npz")
+    assert read_text(f"zip://text.npz::{tmp_path / 'all.zip'}").names == ("wall", "sky")
+
+
+@pytest.mark.parametrize("name", ["text.npz", "text.safetensors"])
+def test_text_that_is_cut_off(tmp_path: Path, name: str) -> None:
+    values = np.ones((9, 40), np.float32)
+    np.savez(tmp_path / "text.npz", names=np.array(list("abcdefghi")), embeddings=values)
+    save_file({"embeddings": values}, tmp_path / "text.safetensors", {"names": json.dumps(list("abcdefghi"))})
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(MediaError, match="no text embeddings"):
+        read_text(str(path))
 
 
 @pytest.mark.parametrize(
