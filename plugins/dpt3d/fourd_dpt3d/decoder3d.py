@@ -121,7 +121,8 @@ class Decoder3D(nn.Module):
             level = levels[n - 1]
             size = [s * factor for s, factor in zip(level.shape[2:], self.factors[n - 1], strict=True)]
             finer = levels[n - 2].shape[2:] if n > 1 else torch.Size(size)
-            # An odd size was halved to one that is too large when it is doubled again: enlarge, then cut.
+            # An odd size was halved and rounded, by the network up, by a backbone perhaps down: doubled again it is too
+            # large or too small. Enlarge far enough, then cut.
             size = [max(pair) for pair in zip(size, finer, strict=True)]
             fused = self.scratch[f"refinenet{n}"](level, fused, size)[..., : finer[0], : finer[1], : finer[2]]
         assert fused is not None
@@ -141,7 +142,7 @@ def fusion_factors(config: DecoderConfig, taps: Sequence[TapSpec]) -> list[Size3
     factors = [Size3D(*config.upsample)]
     for n in range(1, LEVELS):
         ratios = [coarse / fine for coarse, fine in zip(strides[n], strides[n - 1], strict=True)]
-        if any(ratio < 1 or ratio.denominator != 1 for ratio in ratios):
+        if any(ratio.denominator != 1 for ratio in ratios):
             raise ValueError(
                 f"reassemble must make a pyramid: each map as fine as the next one or a whole number of times finer, "
                 f"and map {n} is {' x '.join(str(ratio) for ratio in ratios)} times as fine as map {n + 1} "

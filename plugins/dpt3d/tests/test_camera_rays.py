@@ -218,7 +218,9 @@ def test_the_stitch_is_configured() -> None:
 def test_gradients_go_through_the_cameras() -> None:
     head = CameraRays(CameraRays.example(), CameraRays.example_spec())
     layers = {tap: TokenMap(torch.randn(1, 24, 16), Grid(2, 3, 4)) for tap in head.taps}
-    cameras = head(Tokens(layers), Clip(torch.zeros(1, 4, 3, 24, 32)))
+    clip = Clip(torch.zeros(1, 4, 3, 24, 32))
+    assert (head.rays(Tokens(layers), clip).mean((0, 1, 3, 4)) - torch.eye(6)[2]).abs().max() < 0.5  # they look ahead
+    cameras = head(Tokens(layers), clip)
     (cameras.world_from_cam.square().sum() + cameras.intrinsics.log1p().abs().nansum()).backward()
     for name, parameter in head.named_parameters():
         if parameter.requires_grad:
