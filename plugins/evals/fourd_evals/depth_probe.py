@@ -17,7 +17,8 @@ from fourd_core.system import System
 from fourd_evals.cue_metrics import depth_errors
 from fourd_evals.miniatures import nyu_miniature
 from fourd_evals.nyu import open_nyu, size_note
-from fourd_evals.probe_training import ProbeMetric, RootConfig, Score, Scores, Task
+from fourd_evals.probe_task import RootConfig, Score, Scores, Task
+from fourd_evals.probe_training import ProbeMetric
 from fourd_evals.probes import LinearCat
 from fourd_evals.roots import Root
 from fourd_evals.transforms import chance, input_size, resized

@@ -19,7 +19,8 @@ from fourd_evals.features import FeatureExtractor, Features
 from fourd_evals.flow_pairs import CuePairs, FlowPairs, SintelPairs
 from fourd_evals.miniatures import sintel_miniature
 from fourd_evals.paper import NAME
-from fourd_evals.probe_training import ProbeConfig, ProbeMetric, Row, Score, Scores, Task
+from fourd_evals.probe_task import ProbeConfig, Row, Score, Scores, Task
+from fourd_evals.probe_training import ProbeMetric
 from fourd_evals.probes import LinearCat
 from fourd_evals.roots import Root
 from fourd_evals.transforms import chance, input_size, resized

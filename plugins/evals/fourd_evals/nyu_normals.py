@@ -16,7 +16,8 @@ from fourd_evals.miniatures import nyu_miniature
 from fourd_evals.normals_metrics import THRESHOLDS, angular_loss, normal_errors
 from fourd_evals.nyu import NYUPicture, open_nyu, size_note
 from fourd_evals.paper import paper_rows
-from fourd_evals.probe_training import ProbeMetric, RootConfig, Row, Score, Scores, Task
+from fourd_evals.probe_task import RootConfig, Row, Score, Scores, Task
+from fourd_evals.probe_training import ProbeMetric
 from fourd_evals.probes import LinearCat
 from fourd_evals.roots import Root
 from fourd_evals.transforms import (

@@ -17,7 +17,8 @@ from fourd_evals import ade, coco
 from fourd_evals.labelled import PictureFiles, center_view, random_view
 from fourd_evals.miniatures import ade_miniature, coco_miniature
 from fourd_evals.paper import paper_rows
-from fourd_evals.probe_training import ProbeMetric, RootConfig, Row, Score, Scores, Task
+from fourd_evals.probe_task import RootConfig, Row, Score, Scores, Task
+from fourd_evals.probe_training import ProbeMetric
 from fourd_evals.probes import AttentionProbe, LinearCat
 from fourd_evals.roots import Root
 from fourd_evals.segmentation_metrics import IGNORED, confusion, scores

@@ -25,7 +25,8 @@ from fourd_core.recipe import Location
 from fourd_core.system import System
 from fourd_evals import coco
 from fourd_evals.miniatures import zero_shot_miniature
-from fourd_evals.probe_training import ProbeMetric, Score, Scores, Task
+from fourd_evals.probe_task import Score, Scores, Task
+from fourd_evals.probe_training import ProbeMetric
 from fourd_evals.probes import LinearZeroShot
 from fourd_evals.roots import Root, read_file
 from fourd_evals.segmentation_metrics import IGNORED, confusion, scores

@@ -12,7 +12,7 @@ import torch
 from fourd_evals.miniatures import colour_system, in_memory, nyu_files, nyu_miniature
 from fourd_evals.normals_metrics import angular_loss, normal_errors
 from fourd_evals.nyu_normals import NormalScores, NormalsTask, NYUNormals
-from fourd_evals.probe_training import Score, Task
+from fourd_evals.probe_task import Score, Task
 
 from fourd_core.errors import RecipeError
 from fourd_core.interfaces import Dataset, Result
