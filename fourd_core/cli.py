@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _program() -> list[str]:
     """How a shell starts this program, for the command that goes on after an interruption."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "fourd_core"]
     if shutil.which("fourd"):
         return ["fourd"]
     return [sys.argv[0]] if Path(sys.argv[0]).name == "fourd" else [sys.executable, "-m", "fourd_core"]
