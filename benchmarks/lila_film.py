@@ -222,11 +222,16 @@ class Known:
 
     def __call__(self, name: str, compute: Callable[[], Score]) -> Score:
         """The score of this name."""
-        scores = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
-        if name not in scores:
-            scores[name] = attrs.asdict(compute())
-            write_json(self.path, scores)
-        return Score(**scores[name])
+        if name not in self._read():
+            score = attrs.asdict(compute())
+            write_json(self.path, self._read() | {name: score})  # read again: another process may have added its own
+        return Score(**self._read()[name])
+
+    def _read(self) -> dict[str, dict[str, float]]:
+        scores: dict[str, dict[str, float]] = {}
+        if self.path.exists():
+            scores = json.loads(self.path.read_text(encoding="utf-8"))
+        return scores
 
 
 def write_picture(path: Path, kinds: dict[str, Extractor], sequence: Filmed, clip: DrawnClip, grid: KNNConfig) -> None:
