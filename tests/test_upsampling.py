@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -125,6 +127,50 @@ def test_few_labels_fill_the_frame() -> None:
     torch.testing.assert_close(upsample_in_context(garbage, guide(frame), weights), found[:1])
 
 
+def along(values: list[float], known: list[bool]) -> list[float]:
+    """A row of cells without features: means of windows of 3, where fewer are known mixed with those of pairs."""
+    count = len(values)
+    windows = [[j for j in (i - 1, i, i + 1) if 0 <= j < count] for i in range(count)]
+    inside = [[j for j in window if known[j]] for window in windows]
+    own = [sum(values[j] for j in js) / len(js) if js else 0.0 for js in inside]
+    if count == 1:
+        return own
+    pairs = [[j for j in (2 * i, 2 * i + 1) if j < count and known[j]] for i in range((count + 1) // 2)]
+    means = [sum(values[j] for j in pair) / max(len(pair), 1) for pair in pairs]
+    wide = along(means, [bool(pair) for pair in pairs])
+    mixed = []
+    for i in range(count):
+        other = min(max(i // 2 + (1 if i % 2 else -1), 0), len(wide) - 1)
+        share = min(len(inside[i]) / min(len(windows[i]), 3), 1)
+        mixed.append(share * own[i] + (1 - share) * (0.75 * wide[i // 2] + 0.25 * wide[other]))
+    return mixed
+
+
+@pytest.mark.parametrize("count", [5, 8, 11])
+def test_cells_of_twice_the_size_by_a_loop(count: int) -> None:
+    known = [i in (1, 2, 3, count - 1) for i in range(count)]
+    values = [float(i * i) if k else math.nan for i, k in enumerate(known)]
+    row = torch.tensor(values).view(1, 1, 1, count)
+    found = upsample_in_context(row, torch.zeros(1, 1, 1, count), keep_average=False, keep_range=False)
+    torch.testing.assert_close(found.flatten(), torch.tensor(along(values, known)))
+
+
+def test_windows_stand_on_their_own_from_three_known_cells() -> None:
+    """However many cells there are around them."""
+    features = noise(1, 1, 6, 6)
+    values = (2 * features + 1).masked_fill(torch.arange(6).view(6, 1) > 0, torch.nan)
+    found = upsample_in_context(values, features, ridge=1e-9, keep_average=False, keep_range=False)
+    torch.testing.assert_close(found[..., :2, 1:-1], (2 * features + 1)[..., :2, 1:-1], rtol=0, atol=1e-3)
+
+
+def test_larger_cells_keep_what_is_linear() -> None:
+    features, trust = noise(2, 3, 5, 7), noise(2, 1, 5, 7, seed=1).clamp(min=0)
+    values, weights, x = in_context._halved((LINE * features).sum(1, keepdim=True), trust, features)
+    known = weights > 0
+    assert values.shape == (2, 1, 3, 4) and known.any()
+    torch.testing.assert_close(values[known], (LINE * x).sum(1, keepdim=True)[known], rtol=0, atol=1e-5)
+
+
 def test_a_hole_is_filled_and_changes_nothing_elsewhere() -> None:
     frame, truth = steps()
     coarse = averaged(truth)
@@ -195,7 +241,7 @@ def test_what_does_not_fit(
 
 
 def test_features_that_are_not_finite() -> None:
-    with pytest.raises(RunError, match="not finite"):
+    with pytest.raises(RunError, match="upsampled by features that are not finite"):
         upsample_in_context(torch.zeros(1, 1, 4, 4), torch.full((1, 3, 8, 8), torch.nan))
 
 
