@@ -366,3 +366,14 @@ def test_a_unit_is_computed_once_whoever_gets_it(folder: Path) -> None:
     moved = attrs.evolve(units[0], number=9, videos=units[0].videos + 1)
     with pytest.raises(RunError, match="all workers must see the same data"):
         place.compute(moved)
+
+
+def test_a_video_that_breaks_later_changes_the_draws_of_other_trainings(folder: Path, fourd: Fourd) -> None:
+    fourd("run", "cues.toml", "cues", "--out", "a", *settings("seed=1"), check=0)
+    other = load_recipe(folder / "cues.toml", ["seed=1"])
+    assert opened(other) is not None
+    for frame in range(6):
+        (folder / f"videos/v2/{frame}.png").write_bytes(b"no picture")
+    fourd("run", "cues.toml", "cues", "--out", "b", check=0)
+    with pytest.raises(RunError, match=r"lacks \d of the \d\d clips"):
+        opened(other)

@@ -104,6 +104,10 @@ def test_what_waits_is_planned_once(stored: StoredCue) -> None:
     assert [unit.videos.tolist() for unit in second] == [[0, 0], [1], [1, 0]]
     fewer = make_backlog(stored, rows[1:], keys)  # the first unit is not wanted whole any more
     assert [(unit.number, unit.items[:, 1:].tolist()) for unit in fewer] == [(2, [[2, 3]]), (4, [[1, 2]])]
+    again = make_backlog(
+        stored, rows, keys
+    )  # the clip (0, 1, 2) stands in the units 0 and 4 now, and is asked for once
+    assert [unit.number for unit in again] == [0, 2]
     items, places = stored.counting_rows()
     assert places.tolist() == [2, 3] and items[:, 1:].tolist() == [[0, 1], [1, 2]]
 
