@@ -201,12 +201,18 @@ def _restore(run: Run, system: System, jobs: dict[str, Job]) -> None:
     weights = trained_weights(run.folder, run.recipe)
     if weights is not None:
         system.load_trained_state(read_state_dict(str(weights)), str(weights))
-    elif not (run.recipe.weights or run.recipe.trained or any(run.recipe.stages[name].job == "train" for name in jobs)):
+    elif not (run.recipe.weights or run.recipe.trained) and _only_looks(run.recipe, jobs):
         fresh = [name for name, head in system.heads.items() if cast(Head, head).pretrained() is None]
         if fresh:
             note = f"nothing has trained {', '.join(fresh)}, and no weights are named"
             sys.stderr.write(f"note: {note}\n")
             run.record["notes"] = sorted({*run.record.get("notes", []), note})
+
+
+def _only_looks(recipe: Recipe, jobs: Collection[str]) -> bool:
+    """Whether some of these stages use the heads and none of them trains any."""
+    kinds = {recipe.stages[name].job for name in jobs}
+    return "train" not in kinds and bool(kinds - {"cues"})
 
 
 def _run_stages(run: Run, jobs: dict[str, Job]) -> None:

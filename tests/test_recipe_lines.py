@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tomli_w
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourd_core.recipe.lines import KeyPath, key_lines, split_key
@@ -97,6 +97,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)  # a busy machine is not a mistake
 @given(st.dictionaries(texts, values, max_size=4), st.booleans())
 def test_the_paths_are_those_of_tomllib(data: dict[str, Any], multiline: bool) -> None:
     text = tomli_w.dumps(data, multiline_strings=multiline)
@@ -106,6 +107,7 @@ def test_the_paths_are_those_of_tomllib(data: dict[str, Any], multiline: bool) -
     assert all(1 <= line <= max(last, 1) for line in lines.values())
 
 
+@settings(deadline=None)
 @given(st.lists(texts, min_size=1, max_size=6, unique=True), st.lists(texts, min_size=6, max_size=6))
 def test_a_key_stands_where_it_was_written(keys: list[str], contents: list[str]) -> None:
     text, expected = "", {}

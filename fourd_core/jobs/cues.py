@@ -178,6 +178,13 @@ class CuesJob(Job):
         failed = [{"video": key, "reason": reason} for key, reason in store.failed.items()]
         about = {"store": store.shown, "draws": len(plan.rows), "videos": len(plan.keys), "failed": failed}
         about["cues"] = {name: stored.attributes for name, stored in cues.items()}
+        said = ", ".join(
+            f"{row['computed']} of {row['cue']} computed and {row['reused']} there already" for row in rows
+        )
+        left_out = f"; {len(failed)} videos left out" if failed else ""
+        summary = f"{self.stage}: {said}{left_out}; kept in {store.shown}"
+        sys.stdout.write(summary + "\n")
+        run.note(summary)
         notes = [f"{len(failed)} of {len(plan.keys)} videos could not be read and are left out"] if failed else []
         table = {"title": f"cues for {self.config.stage}", "rows": rows, "protocol": about, "notes": notes}
         write_json(run.stage_folder(self.stage) / RESULT_FILE, [table])

@@ -89,7 +89,7 @@ class TrainJob(Job):
             return
         self.optimisation = Optimisation(config, self.recipe, self.stage, self.system, self.objective, self.parameters)
         self.average = Average(self.parameters, config.ema) if config.ema is not None else None
-        self.done = self._start(folder / CHECKPOINT_FILE, run)
+        self.done, self.flat = self._start(folder / CHECKPOINT_FILE, run), False
         self._open_kept(run)
         self.system.train(True)
         try:
@@ -115,6 +115,8 @@ class TrainJob(Job):
                     metrics = self.optimisation.step(step, batches)
                 except NotFiniteError as error:
                     raise self._explained(error) from None
+                if metrics["gradient_norm"] == 0:
+                    self._note_no_gradient(run, step)
                 if self.average is not None:
                     self.average.update()
                 self.done = step + 1
@@ -127,6 +129,15 @@ class TrainJob(Job):
                     raise Interrupted(self.stage)
                 if self.done % config.checkpoint_every == 0 and not last:
                     self._save(folder, run)
+
+    def _note_no_gradient(self, run: Run, step: int) -> None:
+        """Say it once: one such step may be chance, all of them are a training that learns nothing."""
+        if not self.group.first or self.flat:
+            return
+        self.flat = True
+        note = f"[stages.{self.stage}] the gradient of step {step + 1} is zero: nothing is learned from it"
+        sys.stderr.write(f"note: {note}; where that goes on, look at the data and the teachers (metrics.jsonl)\n")
+        run.note(note)
 
     def _track(self, steps: range) -> Iterable[int]:
         return track(steps, self.stage, steps.stop, done=steps.start) if self.group.first else steps

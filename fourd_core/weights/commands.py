@@ -140,17 +140,17 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _about_asset(known: Known) -> Iterator[str]:
-    yield f"{'plugin':13}{known.distribution}"
+    yield f"{'plugin':16}{known.distribution}"
     for field in attrs.fields(WeightsAsset):
         value = getattr(known.asset, field.name)
         if value not in (None, "", ()):
-            yield f"{field.name:13}{', '.join(value) if isinstance(value, tuple) else value}"
+            yield f"{field.name:16}{', '.join(value) if isinstance(value, tuple) else value}"
     path = cache.path_of(known)
-    yield f"{'state':13}{_state(known)}"
-    yield f"{'file':13}{path}"
+    yield f"{'state':16}{_state(known)}"
+    yield f"{'file':16}{path}"
     manifest = cache.read_manifest(path)
     if manifest is not None:
-        yield f"{'manifest':13}{json.dumps(attrs.asdict(manifest))}"
+        yield f"{'manifest':16}{json.dumps(attrs.asdict(manifest))}"
 
 
 def _about_file(location: str) -> Iterator[str]:
@@ -161,7 +161,7 @@ def _about_file(location: str) -> Iterator[str]:
         contents = look_into(path, cache.shown(location))
         size, beside = path.stat().st_size, [cache.manifest_path(path), path.with_name("manifest.json")]
     looks = families(contents.tensors)
-    yield f"{'file':13}{cache.shown(location)}"
+    yield f"{'file':16}{cache.shown(location)}"
     yield f"{'format':13}{contents.format}, {readable(size)}"
     yield f"{'tensors':13}{len(contents.tensors):,} with {contents.parameters:,} numbers"
     yield f"{'types':13}{', '.join(f'{name} ({count})' for name, count in contents.dtypes.items())}"
@@ -170,7 +170,7 @@ def _about_file(location: str) -> Iterator[str]:
         yield f"{'metadata':13}{key}: {textwrap.shorten(text, 300, placeholder=' ...')}"
     for manifest in beside:
         if manifest.is_file():
-            yield f"{'manifest':13}{manifest}"
+            yield f"{'manifest':16}{manifest}"
     yield "keys"
     rows = key_tree(contents.tensors)
     width = max(len(label) for label, _, _ in rows)

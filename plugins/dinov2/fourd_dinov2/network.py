@@ -191,6 +191,8 @@ class VisionTransformer(nn.Module):
         return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
     def _initialise(self) -> None:
+        if self.pos_embed.is_meta:  # torch compiles for seconds before it draws nothing
+            return
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for token in (self.cls_token, self.register_tokens):
             if token is not None:

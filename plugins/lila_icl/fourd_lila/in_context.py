@@ -11,6 +11,15 @@ from fourd_core.kernels.ridge import weighted_ridge
 from fourd_core.precision import own_precision
 
 
+def row_weights(
+    confidence: Float[Tensor, "b c h w"], pool: int = 32, min_confidence: float = 0.5
+) -> Float[Tensor, "b pool_pool"]:
+    """How much each pooled place counts in the solve: the product of the teachers' mean confidences, 0 where it is
+    below `min_confidence`, 1 where there are no teachers."""
+    weights = F.adaptive_avg_pool2d(confidence.float(), pool).flatten(2).prod(dim=1)
+    return torch.where(weights < min_confidence, 0, weights)
+
+
 def solve_readout(
     features: Float[Tensor, "b d h w"],
     cues: Float[Tensor, "b k h w"],
@@ -29,9 +38,8 @@ def solve_readout(
     Raises:
         RunError: numbers that are not finite.
     """
-    x, y, c = (F.adaptive_avg_pool2d(maps.float(), pool).flatten(2).mT for maps in (features, cues, confidence))
-    weights = c.prod(dim=-1)
-    weights = torch.where(weights < min_confidence, 0, weights)
+    x, y = (F.adaptive_avg_pool2d(maps.float(), pool).flatten(2).mT for maps in (features, cues))
+    weights = row_weights(confidence, pool, min_confidence)
     return weighted_ridge(torch.cat([x, torch.ones_like(x[..., :1])], dim=-1), y, weights, ridge)
 
 

@@ -30,7 +30,7 @@ from fourd_lila.crops import Crop, base_frames, random_crop, random_flip, resize
 from fourd_lila.cues import PairCue, cut_cue, pair_cue, stack_cues
 from fourd_lila.distillation import pick_channels, random_channels
 from fourd_lila.draws import draw_below, draw_video
-from fourd_lila.in_context import predict, solve_readout
+from fourd_lila.in_context import predict, row_weights, solve_readout
 from fourd_lila.pairs import Pairs, slices
 
 DISTILLATION = "self-distillation"
@@ -225,7 +225,7 @@ class LILA(Objective):
         return ", ".join(f"{videos[v].name} frames {i} and {j}" for v, i, j in batch["pair"].tolist())
 
     def forward(self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """`loss` = `l1` + edge_weight * `edge`."""
+        """`loss` = `l1` + edge_weight * `edge`; `trusted` is no loss: which share of the context was solved on."""
         pairs = self.prepare(system, batch, generator)
         features = self.features(system, pairs)
         if self.config.mode == "erm":
@@ -237,7 +237,13 @@ class LILA(Objective):
             cues, valid = pairs.cues[:, 0], pairs.valid[:, 0]
         l1 = masked_l1(prediction, cues, valid)
         edge = gradient_matching(prediction, cues, valid, self.config.edge_sigma, self.config.edge_form)
-        return {"loss": l1 + self.config.edge_weight * edge, "l1": l1, "edge": edge}
+        losses = {"loss": l1 + self.config.edge_weight * edge, "l1": l1, "edge": edge}
+        return losses if self.config.mode == "erm" else losses | {"trusted": self._trusted(pairs)}
+
+    def _trusted(self, pairs: Pairs) -> Float[Tensor, ""]:
+        """The share of the context's places that the solve counts; at 0 nothing can be learned."""
+        weights = row_weights(pairs.confidence[:, 1], self.config.pool, self.config.min_confidence)
+        return (weights > 0).float().mean()
 
     @torch.no_grad()
     def prepare(self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator) -> Pairs:
