@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -76,9 +77,10 @@ def opened(recipe: Recipe) -> StoredCues | None:
 
 
 def test_every_draw_is_kept_once(folder: Path, fourd: Fourd) -> None:
-    fourd("run", "cues.toml", "cues", "--out", "a", check=0)
+    said = fourd("run", "cues.toml", "cues", "--out", "a", check=0).stdout
     recipe = load_recipe(folder / "cues.toml")
     wanted = drawn(recipe)
+    assert re.search(rf"^cues: {len(wanted)} of \w+ computed and 0 there already; kept in ", said, re.MULTILINE)
     assert sum(calls(folder)) == len(wanted) and max(calls(folder)) == 4
     table = result(folder, "a")
     (row,) = table["rows"]

@@ -356,3 +356,16 @@ def test_a_teacher_that_cannot_take_the_views_is_named(config: LILA.Config, buil
 
     with pytest.raises(ValueError, match=r"\[cues.depth\] cannot work on views of 32 pixels: 32 rows are not"):
         LILA(config, build({"depth": Picky()}))
+
+
+def test_where_no_place_is_trusted_it_is_said(
+    config: LILA.Config, build: Build, cues: dict[str, CueProvider], untrusted: CueProvider, moving
+) -> None:
+    for colours, share in ((cues["colours"], 1.0), (untrusted, 0.0)):
+        system = build({"colours": colours})
+        objective = LILA(config, system)
+        losses = objective(system, batch_of(objective, moving()), seeded())
+        assert losses["trusted"] == share
+        losses["loss"].backward()
+        moved = sum(float(p.grad.abs().sum()) for p in system.heads.parameters() if p.grad is not None)
+        assert (moved > 0) is (share > 0)
