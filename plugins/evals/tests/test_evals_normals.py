@@ -13,6 +13,7 @@ from fourd_evals.miniatures import colour_system, in_memory, nyu_files, nyu_mini
 from fourd_evals.normals_metrics import angular_loss, normal_errors
 from fourd_evals.nyu_normals import NormalScores, NormalsTask, NYUNormals
 from fourd_evals.probe_task import Score, Task
+from fourd_evals.probes import LinearCat
 
 from fourd_core.errors import RecipeError
 from fourd_core.interfaces import Dataset, Result
@@ -97,6 +98,10 @@ def test_the_middle_of_a_validation_picture() -> None:
     }  # fmt: skip
     whole = torch.nn.functional.interpolate(task._val[0].depth[None], (40, 53), mode="bilinear")
     assert torch.equal(sample["depth"], whole[0, :, 4:36, 10:42])
+    small = torch.nn.functional.interpolate(
+        task._val[0].picture[None].float() / 255, (40, 53), mode="bilinear", antialias=True
+    )
+    torch.testing.assert_close(sample["picture"], small[0, :, 4:36, 10:42])
     assert task.facts()["pictures"] == {"train": 3, "val": 2}
 
 
@@ -193,5 +198,8 @@ def test_the_papers_protocol_is_the_default() -> None:
     """LILA, google-research/lila eval_norml.py."""
     c = NYUNormals.Config(root=Location(nyu_miniature()))
     assert (c.lr, c.weight_decay, c.batch_size, c.epochs, c.repeats, c.kernel, c.tap) == (3e-4, 0.01, 16, 30, 10, 5, -2)
+    probe = NormalsTask(config()).probe(16, 32)
+    assert isinstance(probe, LinearCat)
+    assert (probe.probe_dec.kernel_size, probe.probe_enc.kernel_size) == ((5, 5), (1, 1))
     assert (c.train_size, c.scale, c.jitter, c.val_resize, c.val_size) == (448, (0.5, 1.0), (0.3, 0.3, 0.2), 554, 504)
     assert (c.val_batch_size, c.drop_last, c.select, c.features) == (8, True, "best", "both")
