@@ -149,6 +149,7 @@ def _prepare_torch(recipe: Recipe) -> torch.device:
 
 
 def _check_same(recipe: Recipe, started: Recipe, folder: Path) -> None:
+    started = attrs.evolve(started, cluster=recipe.cluster)  # who computes changes no number
     if recipe == started:
         return
     old, new = _by_key(plain(started)), _by_key(plain(recipe))
