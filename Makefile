@@ -15,9 +15,9 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(filter plugins/%,$(PROJECTS)))
 demo: .venv/installed
 	$(BIN)/fourd run recipes/lila_tiny.toml --out runs/demo
 
-# The linters run whatever the tests say, so that one look shows all that is wrong.
+# Two processes share the test files. The linters run whatever the tests say, so that one look shows all that is wrong.
 test: .venv/installed
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov=fourd_core --cov-report=term; tests=$$?; \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov=fourd_core --cov-report=term; tests=$$?; \
 	$(MAKE) --no-print-directory lint && exit $$tests
 
 lint: .venv/installed
