@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -66,3 +67,10 @@ def test_keys_recipes_and_weights_that_are_named_exist() -> None:
     metrics = recipe.stages["eval"].config.metrics
     named = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \|", PAGE.partition("## Evaluation")[2], re.MULTILINE)
     assert {name for pair in named for name in pair if name} - {"depth_probe", "flow_probe"} == set(metrics)
+
+
+def test_the_recorded_ablation_is_shown_beside_a_run_of_today() -> None:
+    # A key that was added since would hide it: its value then was today's default.
+    (table,) = json.loads((ROOT / "recipes/ablations/lila_tiny_erm.json").read_text())
+    settings = {field.name for field in LILA.Config.__attrs_attrs__}
+    assert settings - {"mode", "edge_weight", "edge_sigma", "edge_form"} <= set(table["protocol"])
