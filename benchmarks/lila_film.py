@@ -248,7 +248,7 @@ def write_picture(path: Path, kinds: dict[str, Extractor], sequence: Filmed, cli
         tinted = torch.stack([overlaid(*pair) for pair in pictures])
         rows.append((name, torch.cat(list(fitted(tinted, panel_size(SIZE, 320))), dim=2)))
     picture = torch.cat([arranged([name], [row[None]])[0] for name, row in rows], dim=1)
-    cv2.imwrite(str(path), picture.permute(1, 2, 0).numpy()[..., ::-1])
+    cv2.imwrite(str(path), picture.permute(1, 2, 0).numpy()[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
 
 
 def smaller(mask: UInt8[Tensor, "h w"], size: tuple[int, int]) -> UInt8[Tensor, "{size[0]} {size[1]}"]:
