@@ -12,7 +12,9 @@ from skimage import data
 from torch import Tensor
 
 from fourd_core.errors import RunError
+from fourd_core.media.views import View, center, exact
 from fourd_core.upsampling import guide, in_context, upsample_in_context
+from fourd_core.upsampling.guides import SHARE, guide_rows, standardised
 
 LINE = torch.tensor([1.5, -2.0, 0.25]).view(1, 3, 1, 1)
 
@@ -112,6 +114,19 @@ def test_features_beside_colours_decide_where_colours_are_alike() -> None:
     coarse, deep = averaged(truth), torch.cat([truth, noise(1, 5, 64, 96)], 1)
     blind, seeing = (upsample_in_context(coarse, guide(grey, features)) for features in (None, deep))
     assert (seeing - truth).abs().mean() < 0.2 * (blind - truth).abs().mean()
+
+
+@pytest.mark.parametrize("view", [exact((40, 56), (16, 24)), center((40, 56), 16)], ids=["whole", "crop"])
+def test_features_of_a_view_row_by_row(view: View) -> None:
+    """As the whole frame at once; beyond a crop its border goes on."""
+    frame, features = noise(1, 3, 40, 56), noise(1, 6, *view.size, seed=1)
+    rows = guide_rows(frame, features, view)
+    whole = torch.cat([rows(0, 7), rows(7, 33), rows(33, 40)], 2)
+    deep = view.restore(standardised(features))
+    seen = deep.isfinite()
+    torch.testing.assert_close(whole[:, :3], standardised(frame))
+    torch.testing.assert_close(whole[:, 3:][seen], SHARE * deep[seen])
+    assert whole.isfinite().all()
 
 
 def test_few_labels_fill_the_frame() -> None:

@@ -137,9 +137,10 @@ def wishing(cls: type[Low], backbone: System, how: str = "in_context", **keys: o
         center((72, 96), 24, (8, 8)),
         center((72, 96), 24, (8, 8), height=32, width=40),
         View((72, 96), (36, 40), (40, 40)),  # filled up below
+        View((72, 96), (36, 40), (32, 32), (8, 12)),  # a corner, filled up on two sides
         TiledView((72, 96), (40, 56), (40, 56), tile=(24, 32)),
     ],
-    ids=["center", "smaller", "filled", "tiles"],
+    ids=["center", "smaller", "filled", "corner", "tiles"],
 )
 def test_any_view(recipe: Path, view: View) -> None:
     """A part of the frame, with bilinear's own border, and tiles."""
