@@ -57,7 +57,7 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse; stages may also stand behind the options, where argparse alone does not look for them."""
-    parser = _parser()
+    parser = _parser(words)
     options, rest = parser.parse_known_args(words)
     if rest and (not hasattr(options, "stages") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -66,7 +66,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fourd", description="4D video perception: recipes of plugins on a small core."
     )
@@ -102,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_weights(commands)
     _command(commands, "list", _list, "every component by kind, and broken plugins with the reason")
     _command(commands, "doctor", _doctor, "what this machine offers, and what to do about what it lacks")
+    if (
+        not words or words[0] not in commands.choices
+    ):  # looking for plugins takes time, which `fourd list` need not wait
+        _add_of_plugins(commands)
     return parser
 
 
@@ -147,6 +151,29 @@ def _add_weights(commands: Any) -> None:
     convert.add_argument("name", metavar="NAME", help="what it is: a name of `fourd weights list`")
     convert.add_argument("file", metavar="FILE", help="a path, a URL, or weights:NAME once it is pulled")
     convert.add_argument("folder", type=Path, metavar="FOLDER", help="gets NAME.safetensors and manifest.json")
+
+
+def _add_of_plugins(commands: Any) -> None:
+    """Commands that plugins bring: entry points of the group `fourd.commands`, each the place of its module as text.
+
+    The module has `SUMMARY`, `add_arguments(parser)` and `run(options) -> int`; it is imported when its command is asked
+    for. Heavy imports belong into `run`.
+    """
+    from importlib.metadata import entry_points
+
+    for entry in sorted(entry_points(group="fourd.commands"), key=lambda entry: entry.name):
+        text = f"what {entry.dist.name if entry.dist else 'a plugin'} adds: `fourd {entry.name} --help`"
+        command = commands.add_parser(entry.name, help=text, add_help=False, prefix_chars="\0")
+        command.add_argument("words", nargs=argparse.REMAINDER)
+        command.set_defaults(action=_of_plugin, entry=entry)
+
+
+def _of_plugin(options: argparse.Namespace) -> int:
+    module = options.entry.load()
+    parser = argparse.ArgumentParser(prog=f"fourd {options.entry.name}", description=module.SUMMARY)
+    module.add_arguments(parser)
+    parsed = parser.parse_args(options.words)
+    return int(module.run(parsed))
 
 
 def _new_folder(name: str) -> Path:

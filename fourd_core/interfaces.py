@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import attrs
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from fourd_core.data import Clip, CueKind, CueMaps, MapKind, Prediction, Tokens
+from fourd_core.data import Clip, CueKind, CueMaps, MapKind, Prediction, Predictions, Tokens
 from fourd_core.media.views import ViewConfig
 from fourd_core.stitching import Overwrite, Stitch
 
@@ -124,7 +124,7 @@ class BackboneSpec:
 
 
 class Backbone(nn.Module, Component):
-    """Frames to tokens. Built as `cls(config)`; frozen unless a stage says otherwise."""
+    """Frames to tokens. Built as `cls(config)`; frozen unless a training stage's `learn_blocks` says otherwise."""
 
     spec: BackboneSpec
 
@@ -137,6 +137,14 @@ class Backbone(nn.Module, Component):
         Raises:
             ValueError: a size that is not divisible.
         """
+
+    def last_blocks(self, count: int) -> Sequence[nn.Module]:
+        """The `count` deepest blocks and what comes after them, for a training that changes these alone.
+
+        Raises:
+            ValueError: it does not come in blocks, or has fewer.
+        """
+        raise ValueError("the backbone cannot be trained in part: learn_blocks is 0 (none of it) or -1 (all of it)")
 
 
 Direction = Literal["forward", "backward", "both"]
@@ -302,6 +310,10 @@ class Objective(nn.Module, Component):
     def forward(self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalar losses; `"loss"` is the one to minimise, the others are logged beside it."""
 
+    def complete(self, data: Dataset, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A batch on the training's device with what its samples only name: clips that are made there, not read."""
+        return batch
+
     def describe(self, data: Dataset, batch: Mapping[str, Tensor]) -> str:
         """Which videos and frames a batch is made of, for the message about one that cannot be learned from."""
         return ""
@@ -345,6 +357,48 @@ class Video(ABC):
     @abstractmethod
     def times(self, indices: Sequence[int]) -> Float[Tensor, " t"]:
         """Presentation times in seconds (float64)."""
+
+
+TRUTHS = ("depth", "flow", "motion", "cameras", "tracks")
+"""What may be known of a video, by the names under which its `truth` tells it."""
+
+
+class AnnotatedVideo(Video):
+    """A video of which more is known than its colours.
+
+    Ground truth is what a perfect system would predict, in the same types: `depth` in metres, `flow` to the frame before
+    in the sequence asked for, `motion` (1 where something moves in the world), `cameras`, `tracks` (`live` where the
+    position is known, visibility 0 or 1). NaN is unknown in every map.
+    """
+
+    known: frozenset[str]
+    """Which of `TRUTHS`."""
+
+    @abstractmethod
+    def truth(self, indices: Sequence[int]) -> Predictions:
+        """What is known about the frames at these positions, `1 t ...`, in pixels of the frames that `read` returns.
+
+        Flow is known between neighbours in the video, in either direction: of descending positions the frame before is
+        the later one. Elsewhere it is NaN.
+
+        Raises:
+            MediaError: it cannot be read.
+        """
+
+
+@runtime_checkable
+class GeneratesClips(Protocol):
+    """A Dataset that makes its clips instead of reading them, many at once and on the training's device."""
+
+    def generate(
+        self, split: Split, numbers: Int[Tensor, " b"], frames: int, crop: int | None, tracks: int, device: torch.device
+    ) -> tuple[Clip, Predictions]:
+        """Clips by number and all that is known of them, as `AnnotatedVideo.truth`; equal numbers, equal clips.
+
+        Args:
+            crop: only a random square of so many pixels of each picture; None: all of it.
+            tracks: how many points are followed.
+        """
 
 
 class Dataset(Component):

@@ -14,7 +14,7 @@ import torch
 from fourd_core.distributed import current, joined
 from fourd_core.errors import FourdError, RecipeError, RunError
 from fourd_core.hooks import Hooks, load_hooks
-from fourd_core.interfaces import Head
+from fourd_core.interfaces import Dataset, Head
 from fourd_core.jobs import Job
 from fourd_core.provenance import new_record, versions, weights_in_use
 from fourd_core.recipe import Location, Recipe
@@ -25,7 +25,7 @@ from fourd_core.weights import read_state_dict
 
 
 def run_recipe(recipe: Recipe, folder: Path, stages: Collection[str] = (), command: Sequence[str] = ()) -> Run:
-    """Run a recipe's stages (all, or those named) in its order; stages that are done in `folder` are not repeated.
+    """Run a recipe's stages (those named, or its default ones) in its order; what is done in `folder` is not repeated.
 
     Everything that can be checked before writing is checked first, so that a mistake leaves no folder behind. Where
     torchrun started several processes they train together, and only the first one returns from here.
@@ -37,6 +37,7 @@ def run_recipe(recipe: Recipe, folder: Path, stages: Collection[str] = (), comma
     for stage in stages:
         if stage not in recipe.stages:
             raise RecipeError(f"there is no stage '{stage}' in this recipe; it has: {', '.join(recipe.stages)}")
+    stages = stages or recipe.default_stages or tuple(recipe.stages)
     with joined() as group:
         start = group.from_first(lambda: _look(recipe, folder))
         recipe = attrs.evolve(recipe, device=start.device, threads=start.threads)
@@ -86,7 +87,6 @@ def _build(
     device = _prepare_torch(recipe)
     done = _done_stages(start.record)
     system = build_system(recipe, named_weights=not _starts_fresh(recipe, stages, done)).to(device)
-    data = build_dataset(recipe)
     run: Run
     if first:
         hooks = load_hooks()
@@ -94,10 +94,15 @@ def _build(
         run = Run(folder, recipe, record, hooks, start.is_new)
     else:
         run = Follower(folder, recipe, start.record or {"stages": {}}, Hooks(), start.is_new)
+    shared = build_dataset(recipe)
+
+    def data(name: str) -> Dataset:
+        return build_dataset(recipe, name) if getattr(recipe.stages[name].config, "data", None) else shared
+
     jobs = {
-        name: stage.config.create(name, stage.config, system, data, recipe)
+        name: stage.config.create(name, stage.config, system, data(name), recipe)
         for name, stage in recipe.stages.items()
-        if (not stages or name in stages) and not run.is_done(name) and (first or stage.job == "train")
+        if name in stages and not run.is_done(name) and (first or stage.job == "train")
     }
     _check_order(run, jobs)
     for job in jobs.values():
@@ -120,7 +125,7 @@ def _starts_fresh(recipe: Recipe, stages: Collection[str], done: Collection[str]
     So it is where the heads come, or will come, from a training that starts afresh, or where no stage looks at them.
     """
     for name, stage in recipe.stages.items():
-        asked = (not stages or name in stages) and name not in done
+        asked = name in stages and name not in done
         if stage.job == "train" and (asked or name in done):
             return bool(stage.config.start == "fresh")
         if asked and stage.job != "cues":

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
+import attrs
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
@@ -75,10 +76,11 @@ def _no_such(section: str, key: str, known: Iterable[str]) -> RecipeError:
 
 
 class System(nn.Module):
-    """Backbone, heads and memories with one forward for a window of frames; the backbone is frozen.
+    """Backbone, heads and memories with one forward for a window of frames.
 
     Attributes:
-        backbone: the encoder, always in evaluation mode and without gradient.
+        backbone: the encoder; in evaluation mode and without gradient, unless `learn_backbone` says otherwise.
+        own_backbone: whether training changed the backbone, which is then a part of `trained_state`.
         heads: by name.
         memories: by the name of the head they serve.
         cues: teachers by name; used by objectives, not by `forward`. Their weights are read at their first call or by
@@ -107,6 +109,7 @@ class System(nn.Module):
         self.objectives = NamedModules("stages")
         self.recipe = recipe
         self.starts_fresh = False
+        self.own_backbone = False
         self.train(False)
 
     @property
@@ -137,20 +140,39 @@ class System(nn.Module):
             else:
                 _load_pretrained({f"cues.{name}": cue})
 
+    def learn_backbone(self, blocks: int) -> None:
+        """Say how much of the backbone learns: its last `blocks` blocks and what follows them; all (-1); none (0).
+
+        Raises:
+            ValueError: it has fewer blocks, or cannot be trained in part.
+        """
+        self.backbone.requires_grad_(blocks < 0)
+        for module in self.backbone.last_blocks(blocks) if blocks > 0 else ():
+            module.requires_grad_(True)
+        self.own_backbone = self.own_backbone or blocks != 0
+
+    @property
+    def backbone_learns(self) -> bool:
+        """Whether some of the backbone learns."""
+        return any(parameter.requires_grad for parameter in self.backbone.parameters())
+
     def train(self, mode: bool = True) -> System:
-        """Switch heads, memories and objectives; the frozen backbone and the teachers stay in evaluation mode."""
+        """Switch heads, memories and objectives; a frozen backbone and the teachers stay in evaluation mode."""
         super().train(mode)
-        self.backbone.train(False)
+        self.backbone.train(mode and self.backbone_learns)
         self._learned_cues.train(False)
         return self
 
     def encode(
         self, frames: Float[Tensor, "b t 3 h w"], taps: Sequence[int] = (), heads: Collection[str] | None = None
     ) -> Tokens:
-        """Tokens of the layers that the heads (or some of them) read and of `taps` besides, without gradient."""
+        """Tokens of the layers that the heads (or some of them) read and of `taps` besides.
+
+        Without gradient where the backbone is frozen.
+        """
         read = {tap for name, head in self.heads.items() if heads is None or name in heads for tap in _taps(head)}
         wanted = sorted({*read, *(self.backbone.spec.tap(tap) for tap in taps)})
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_learns):
             tokens: Tokens = self.backbone(frames, wanted)
         return tokens
 
@@ -190,8 +212,8 @@ class System(nn.Module):
         return Predictions(predictions), kept
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What training changes or owns: the state of heads, memories and objectives."""
-        parts = ("heads.", "memories.", "objectives.")
+        """What training changes or owns: heads, memories, objectives, and the backbone once training has touched it."""
+        parts = ("heads.", "memories.", "objectives.", *(["backbone."] if self.own_backbone else []))
         return {key: value for key, value in self.state_dict().items() if key.startswith(parts)}
 
     def load_trained_state(self, state: Mapping[str, Tensor], location: str) -> None:
@@ -200,6 +222,9 @@ class System(nn.Module):
         Raises:
             WeightsError: not this system's weights.
         """
+        if backbone := _below("backbone.", state):
+            load_weights(self.backbone, backbone, location=location)
+            self.own_backbone = True
         load_weights(self.heads, _below("heads.", state), location=location)
         load_weights(self.memories, _below("memories.", state), location=location)
         for stage, objective in self.objectives.items():
@@ -379,9 +404,19 @@ def _component(system: System, name: str) -> Component:
     return cast(Component, system.get_submodule(name))
 
 
-def build_dataset(recipe: Recipe) -> Dataset:
-    """The recipe's data."""
-    dataset: Dataset = build_component(recipe.data, recipe.seed, "data")
+def build_dataset(recipe: Recipe, stage: str | None = None) -> Dataset:
+    """The recipe's data; for a stage that has data of its own, that.
+
+    Where a stage's data has a key `root` and does not set it, `data.root` is meant.
+    """
+    section, where = recipe.data, "data"
+    own = getattr(recipe.stages[stage].config, "data", None) if stage is not None else None
+    if own is not None:
+        section, where = own, f"stages.{stage}.data"
+        root = getattr(recipe.data.config, "root", None)
+        if root is not None and getattr(own.config, "root", root) is None:
+            section = attrs.evolve(own, config=attrs.evolve(own.config, root=root))
+    dataset: Dataset = build_component(section, recipe.seed, where)
     return dataset
 
 

@@ -16,7 +16,7 @@ from fourd_core.errors import RecipeError, RunError
 from fourd_core.files import write_json
 from fourd_core.interfaces import Metric, Result
 from fourd_core.jobs import Job
-from fourd_core.recipe import ComponentConfig, Location, components
+from fourd_core.recipe import ComponentConfig, Location, component, components
 from fourd_core.run_folder import Run
 from fourd_core.system import build_component
 
@@ -131,6 +131,8 @@ class EvaluateConfig:
 
     create: ClassVar[type[Job]] = EvaluateJob
 
+    data: ComponentConfig | None = component("datasets", None)
+    """`[stages.NAME.data] use = "..."`: what this stage measures on; none: the recipe's `[data]`."""
     metrics: dict[str, ComponentConfig] = components("metrics")
     """`[stages.NAME.metrics.X] use = "..."`."""
     beside: tuple[Location, ...] = ()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fourd_core import distributed
 from fourd_core.errors import RunError
-from fourd_core.interfaces import Objective
+from fourd_core.interfaces import Dataset, Objective
 from fourd_core.jobs.batches import Batch
 from fourd_core.randomness import generator_for, seed_for
 from fourd_core.recipe import Recipe
@@ -52,13 +52,14 @@ class Optimisation:
     """
 
     def __init__(
-        self, config: TrainConfig, recipe: Recipe, stage: str, system: System, objective: Objective,
-        parameters: Mapping[str, nn.Parameter],
+        self, config: TrainConfig, recipe: Recipe, stage: str, system: System, data: Dataset,
+        objective: Objective, parameters: Mapping[str, nn.Parameter],
     ) -> None:  # fmt: skip
         self.config, self.recipe, self.stage, self.system = config, recipe, stage, system
-        self.objective, self.parameters = objective, parameters
+        self.data, self.objective, self.parameters = data, objective, parameters
         self.group = distributed.current()
-        self.buffers = [b for module in (system.heads, system.memories, objective) for b in module.buffers()]
+        learning = (system.backbone, system.heads, system.memories, objective)
+        self.buffers = [buffer for module in learning for buffer in module.buffers()]
         self.optimizer = torch.optim.AdamW(
             parameters.values(), lr=config.lr, weight_decay=config.weight_decay, betas=config.betas
         )
@@ -105,6 +106,7 @@ class Optimisation:
         for number in self._batches_of(step):
             batch = {key: value.to(device, non_blocking=True) for key, value in next(batches).items()}
             generator = generator_for(seed, *self._purpose("loss", number))
+            batch = dict(self.objective.complete(self.data, batch))
             with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
                 losses = self.objective(self.system, batch, generator)
             values = {name: float(value.detach()) for name, value in losses.items()}

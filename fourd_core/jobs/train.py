@@ -37,7 +37,7 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 class TrainJob(Job):
-    """Trains heads, memories and the objective's own parameters; the backbone and the cues stay as they are."""
+    """Trains heads, memories, the objective's own parameters and as much of the backbone as `learn_blocks` says."""
 
     config: TrainConfig
 
@@ -51,14 +51,7 @@ class TrainJob(Job):
                     f"stages.{self.stage}.learn: the recipe has no [heads.{name}]; "
                     f"it has: {', '.join(self.system.heads)}"
                 )
-        trained = (self.system.heads, self.system.memories, self.objective)
-        names = ("heads", "memories", f"objectives.{self.stage}")
-        self.parameters: dict[str, nn.Parameter] = {
-            f"{part}.{name}": parameter
-            for part, module in zip(names, trained, strict=True)
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad and (module is self.objective or self._learns(name.partition(".")[0]))
-        }
+        self.parameters = self._learning()
         if not self.parameters:
             raise RunError(f"[stages.{self.stage}] has nothing to train: every parameter of the heads is frozen")
         if config.steps < config.warmup and self.group.first:
@@ -77,6 +70,29 @@ class TrainJob(Job):
             else None
         )
 
+    def _learning(self) -> dict[str, nn.Parameter]:
+        """What this stage trains, by name.
+
+        Raises:
+            RecipeError: the backbone has not so many blocks, or cannot be trained in part.
+        """
+        self._free_backbone()
+        trained = (self.system.backbone, self.system.heads, self.system.memories, self.objective)
+        names = ("backbone", "heads", "memories", f"objectives.{self.stage}")
+        return {
+            f"{part}.{name}": parameter
+            for part, module in zip(names, trained, strict=True)
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+            and (module in (self.system.backbone, self.objective) or self._learns(name.partition(".")[0]))
+        }
+
+    def _free_backbone(self) -> None:
+        try:
+            self.system.learn_backbone(self.config.learn_blocks)
+        except ValueError as error:
+            raise RecipeError(f"stages.{self.stage}.learn_blocks: {error}") from error
+
     def _learns(self, head: str) -> bool:
         return not self.config.learn or head in self.config.learn
 
@@ -87,7 +103,10 @@ class TrainJob(Job):
             if self.group.first:
                 (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
             return
-        self.optimisation = Optimisation(config, self.recipe, self.stage, self.system, self.objective, self.parameters)
+        self._free_backbone()  # each stage's own choice, which the stage before may have changed
+        self.optimisation = Optimisation(
+            config, self.recipe, self.stage, self.system, self.data, self.objective, self.parameters
+        )
         self.average = Average(self.parameters, config.ema) if config.ema is not None else None
         self.done, self.flat = self._start(folder / CHECKPOINT_FILE, run), False
         self._open_kept(run)
@@ -100,6 +119,7 @@ class TrainJob(Job):
                 self._save(folder, run)
             raise
         self.system.train(False)
+        self.system.learn_backbone(0)
         if self.group.first:
             self._finish(folder)
 
@@ -249,10 +269,14 @@ class TrainConfig:
 
     create: ClassVar[type[Job]] = TrainJob
 
+    data: ComponentConfig | None = component("datasets", None)
+    """`[stages.NAME.data] use = "..."`: what this stage learns from; none: the recipe's `[data]`."""
     objective: ComponentConfig = component("objectives")
     """What is learned; `[stages.NAME.objective] use = "..."`."""
     learn: tuple[str, ...] = ()
     """The heads that learn, by name, each with its memory; none named: all. The others stay as they are."""
+    learn_blocks: int = attrs.field(default=0, validator=attrs.validators.ge(-1))
+    """How many of the backbone's last blocks learn too, with what follows them; -1: all of it."""
     start: Literal["weights", "fresh"] = "weights"
     """From the recipe's `weights` where it names some, or afresh whatever it names (for other stages)."""
     steps: int = attrs.field(default=1000, validator=attrs.validators.ge(1))

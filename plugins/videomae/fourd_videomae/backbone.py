@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import attrs
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from fourd_core.data import Grid, TokenMap, Tokens
 from fourd_core.interfaces import Backbone, BackboneSpec, PretrainedWeights, TapSpec
@@ -90,6 +90,17 @@ class VideoMAE(Backbone):
         grid = Grid(t // time, h // rows, w // columns)
         layers = self.network(self.normalise(frames), taps)
         return Tokens({tap: TokenMap(values, grid) for tap, values in layers.items()})
+
+    def last_blocks(self, count: int) -> Sequence[nn.Module]:
+        """The deepest blocks and the final norm; L4P's second stage trains three.
+
+        Raises:
+            ValueError: it has fewer blocks.
+        """
+        blocks = self.network.blocks
+        if count > len(blocks):
+            raise ValueError(f"the backbone has {len(blocks)} blocks, not {count}")
+        return [*blocks[len(blocks) - count :], self.network.norm]
 
     def normalise(self, frames: Float[Tensor, "*n 3 h w"]) -> Float[Tensor, "*n 3 h w"]:
         """From [0, 1] to the network's own input range."""

@@ -6,7 +6,8 @@ VideoMAE (arXiv 2203.12602); reference: OpenGVLab/VideoMAEv2, models/modeling_pr
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +114,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, size: Size, checkpointing: bool = False) -> None:
         super().__init__()
         self.checkpointing = checkpointing
+        self.size = size
         self.patch_embed = PatchEmbed(size.embed_dim, size.patch)
         self.blocks = nn.ModuleList([Block(size.embed_dim, size.heads, size.mlp_dim) for _ in range(size.depth)])
         self.norm = nn.LayerNorm(size.embed_dim, eps=NORM_EPS)
@@ -141,16 +143,31 @@ class VisionTransformer(nn.Module):
     def embed(self, frames: Float[Tensor, "b t 3 h w"]) -> Float[Tensor, "b n c"]:
         """Tap 0: the patches with their positions, in the precision of the weights."""
         patches: Tensor = self.patch_embed(frames)
+        grid = [side // step for side, step in zip((frames.shape[1], *frames.shape[3:]), self.size.patch, strict=True)]
         # Added in at least float32: under autocast the patches are bfloat16, of 8 bits, and the sum is not.
-        return (patches + self.positions(patches)).to(self.norm.weight.dtype)
+        return (patches + self.positions(patches, grid)).to(self.norm.weight.dtype)
 
-    def positions(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "n c"]:
-        """The position table for so many tokens, on their device."""
-        _, count, dim = tokens.shape
+    def positions(self, tokens: Float[Tensor, "b n c"], grid: Sequence[int]) -> Float[Tensor, "#b n c"]:
+        """The table's entries for tokens on a grid, on their device.
+
+        Where the size states the grid that positions are counted in, a smaller clip stands in its middle, and in
+        training anywhere in it, each clip of a batch elsewhere (torch's global generator draws where).
+        """
+        b, count, dim = tokens.shape
+        whole = self.size.grid or tuple(grid)
+        if any(own > most for own, most in zip(grid, whole, strict=True)):
+            whole = tuple(grid)
         table = self._table
-        if len(table) < count or table.device != tokens.device:
-            table = self._table = sinusoid_table(count, dim).to(tokens.device)
-        return table[:count]
+        if len(table) < math.prod(whole) or table.device != tokens.device:
+            table = self._table = sinusoid_table(math.prod(whole), dim).to(tokens.device)
+        if tuple(grid) == whole:
+            return table[None, :count]
+        index = torch.zeros(b if self.training else 1, 1, dtype=torch.long)
+        for own, most in zip(grid, whole, strict=True):
+            spare = most - own
+            start = torch.randint(spare + 1, (len(index), 1)) if self.training else torch.full((1, 1), spare // 2)
+            index = (index[:, :, None] * most + (start + torch.arange(own))[:, None]).flatten(1)
+        return table[index.to(table.device)]
 
     def _run(self, block: nn.Module, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         if self.checkpointing and torch.is_grad_enabled():

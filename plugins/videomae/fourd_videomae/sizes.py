@@ -19,6 +19,9 @@ class Size:
     """Frames, rows and columns that become one token."""
     mlp_ratio: float = 4.0
     """How many times as wide as a token an MLP is inside; rounded down to a whole number of channels."""
+    grid: tuple[int, int, int] | None = None
+    """The tokens along frames, rows and columns that positions are counted in: a smaller clip stands in the middle of
+    it, and in training anywhere in it, so that small clips teach all positions. None: the clip's own, as published."""
 
     def __attrs_post_init__(self) -> None:
         if min(self.embed_dim, self.depth, self.heads) < 1 or self.embed_dim % self.heads:
