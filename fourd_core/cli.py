@@ -156,7 +156,7 @@ def _add_weights(commands: Any) -> None:
 def _add_of_plugins(commands: Any) -> None:
     """Commands that plugins bring: entry points of the group `fourd.commands`, each the place of its module as text.
 
-    The module has `SUMMARY`, `add_arguments(parser)` and `run(options) -> int`; it is imported when its command is asked
+    The module has `SUMMARY`, `add_arguments(parser)` and `run(options) -> int`, and is imported when it is asked
     for. Heavy imports belong into `run`.
     """
     from importlib.metadata import entry_points

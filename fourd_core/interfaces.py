@@ -366,9 +366,9 @@ TRUTHS = ("depth", "flow", "motion", "cameras", "tracks")
 class AnnotatedVideo(Video):
     """A video of which more is known than its colours.
 
-    Ground truth is what a perfect system would predict, in the same types: `depth` in metres, `flow` to the frame before
-    in the sequence asked for, `motion` (1 where something moves in the world), `cameras`, `tracks` (`live` where the
-    position is known, visibility 0 or 1). NaN is unknown in every map.
+    Ground truth is what a perfect system would predict, in the same types: `depth` in metres, `flow` to the frame
+    before in the sequence asked for, `motion` (1 where something moves in the world), `cameras`, `tracks` (`live` where
+    the position is known, visibility 0 or 1). NaN is unknown in every map.
     """
 
     known: frozenset[str]

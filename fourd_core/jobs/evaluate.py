@@ -131,9 +131,9 @@ class EvaluateConfig:
 
     create: ClassVar[type[Job]] = EvaluateJob
 
-    data: ComponentConfig | None = component("datasets", None)
-    """`[stages.NAME.data] use = "..."`: what this stage measures on; none: the recipe's `[data]`."""
     metrics: dict[str, ComponentConfig] = components("metrics")
     """`[stages.NAME.metrics.X] use = "..."`."""
+    data: ComponentConfig | None = component("datasets", None)
+    """`[stages.NAME.data] use = "..."`: what this stage measures on; none: the recipe's `[data]`."""
     beside: tuple[Location, ...] = ()
     """Run folders or result files whose rows stand in the same table, where they were measured the same way."""

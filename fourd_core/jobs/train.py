@@ -269,10 +269,10 @@ class TrainConfig:
 
     create: ClassVar[type[Job]] = TrainJob
 
-    data: ComponentConfig | None = component("datasets", None)
-    """`[stages.NAME.data] use = "..."`: what this stage learns from; none: the recipe's `[data]`."""
     objective: ComponentConfig = component("objectives")
     """What is learned; `[stages.NAME.objective] use = "..."`."""
+    data: ComponentConfig | None = component("datasets", None)
+    """`[stages.NAME.data] use = "..."`: what this stage learns from; none: the recipe's `[data]`."""
     learn: tuple[str, ...] = ()
     """The heads that learn, by name, each with its memory; none named: all. The others stay as they are."""
     learn_blocks: int = attrs.field(default=0, validator=attrs.validators.ge(-1))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fourd_videomae.backbone import VideoMAE
 from fourd_videomae.network import VisionTransformer, sinusoid_table
 from fourd_videomae.sizes import SIZES, Size
 from safetensors.torch import load_file
@@ -93,13 +94,40 @@ def test_position_table_is_made_once_and_fits_every_clip() -> None:
     network = seeded()
     small, large = torch.empty(1, 6, 32), torch.empty(2, 40, 32)
     for tokens in (small, large, small, large.to("meta"), large):
-        table = network.positions(tokens)
+        table = network.positions(tokens, (1, 2, tokens.shape[1] // 2))[0]
         assert table.shape == tokens.shape[1:]
         assert table.device == tokens.device
         if not table.is_meta:
             assert torch.equal(table, sinusoid_table(tokens.shape[1], 32))
-    assert network.positions(small).data_ptr() == network.positions(large).data_ptr()
+    first, second = network.positions(small, (1, 2, 3)), network.positions(large, (2, 4, 5))
+    assert first.data_ptr() == second.data_ptr()
     assert not [key for key in network.state_dict() if "table" in key]
+
+
+def test_a_small_clip_stands_in_a_large_grid() -> None:
+    """In its middle; in training anywhere, each clip of a batch elsewhere, its tokens side by side."""
+    network = seeded(Size(embed_dim=32, depth=1, heads=2, patch=(2, 8, 8), grid=(4, 5, 6)))
+    whole = sinusoid_table(4 * 5 * 6, 32).view(4, 5, 6, 32)
+    tokens = torch.empty(50, 2 * 2 * 3, 32)
+    assert torch.equal(network.positions(torch.empty(2, 120, 32), (4, 5, 6))[0], whole.flatten(0, 2))
+    network.eval()
+    assert torch.equal(network.positions(tokens, (2, 2, 3)), whole[1:3, 1:3, 1:4].reshape(1, 12, 32))
+    network.train()
+    blocks = {(t, r, c): whole[t : t + 2, r : r + 2, c : c + 3] for t in range(3) for r in range(4) for c in range(4)}
+    drawn = network.positions(tokens, (2, 2, 3)).view(50, 2, 2, 3, 32)
+    found = [[place for place, block in blocks.items() if torch.equal(block, one)] for one in drawn]
+    assert all(len(places) == 1 for places in found)
+    assert [{places[0][axis] for places in found} for axis in range(3)] == [{0, 1, 2}, {0, 1, 2, 3}, {0, 1, 2, 3}]
+    too_large = network.positions(torch.empty(1, 5 * 5 * 6, 32), (5, 5, 6))  # as without a stated grid
+    assert torch.equal(too_large[0], sinusoid_table(150, 32))
+
+
+def test_the_last_blocks_end_with_the_norm() -> None:
+    network = seeded()
+    backbone = VideoMAE(VideoMAE.Config(size=NARROW))
+    assert [*backbone.last_blocks(2)] == [*backbone.network.blocks[1:], backbone.network.norm]
+    with pytest.raises(ValueError, match=f"{len(network.blocks)} blocks, not 4"):
+        backbone.last_blocks(4)
 
 
 def test_names_shapes_and_count_of_the_released_encoder() -> None:
