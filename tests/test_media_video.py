@@ -332,6 +332,33 @@ def test_a_fork_after_threads_that_read(tmp_path: Path) -> None:
         child.kill()
 
 
+def test_a_fork_beside_threads_that_read(tmp_path: Path) -> None:
+    """The same of threads that still live: in the child they are gone, and what they had open with them."""
+    encode(str(tmp_path / "clip.mp4"), options={"g": "10", "bf": "2"})
+    video = open_video(str(tmp_path / "clip.mp4"))
+    has_read, may_end = threading.Event(), threading.Event()
+
+    def read() -> None:
+        video.read([5])
+        has_read.set()
+        may_end.wait(60)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    assert has_read.wait(60)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_collect_and_read, args=(video, queue), daemon=True)
+    child.start()
+    try:
+        assert queue.get(timeout=30) == [30]
+    finally:
+        child.kill()
+        may_end.set()
+        thread.join()
+    assert numbers(video.read([31])) == [31]
+
+
 def test_pickles_without_decoder_and_frames(tmp_path: Path) -> None:
     encode(str(tmp_path / "clip.mp4"))
     video = open_video(str(tmp_path / "clip.mp4"), cache_bytes=10**7)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any, NamedTuple, cast
+from weakref import WeakSet
 
 import av
 import numpy as np
@@ -43,6 +45,8 @@ class Decoder:
         self._packets: Iterator[Packet[VideoStream]] | None = None
         self._counted = 0
         self.position: int | None = None
+        with _registering:
+            _open_ones.add(self)
 
     def close(self) -> None:
         """Free the file and the decoder's threads."""
@@ -207,13 +211,10 @@ class OpenDecoders(threading.local):
         self._limit = limit
         self._owner = os.getpid()
         self._decoders: OrderedDict[int, Decoder] = OrderedDict()
-        self._inherited: list[OrderedDict[int, Decoder]] = []
 
     def get(self, key: int, file: File, index: FrameIndex) -> Decoder:
         """The open decoder of this key, or a fresh one at the cost of the one that was not used for longest."""
         if self._owner != os.getpid():
-            # After a fork the decoders' threads stay behind: closing these would wait for them for ever.
-            self._inherited.append(self._decoders)
             self._decoders, self._owner = OrderedDict(), os.getpid()
         if key not in self._decoders:
             while len(self._decoders) >= self._limit:
@@ -221,3 +222,26 @@ class OpenDecoders(threading.local):
             self._decoders[key] = Decoder(file, index)
         self._decoders.move_to_end(key)
         return self._decoders[key]
+
+
+# FFmpeg's own threads stay behind in a fork: to free a decoder there would be to wait for them for ever. So what is
+# garbage goes before the fork (of threads that have ended: circles), and a child holds on to all that is not.
+_open_ones: WeakSet[Decoder] = WeakSet()
+_registering = threading.Lock()
+_held: list[list[Decoder]] = []
+
+
+def _before_fork() -> None:
+    gc.collect()
+    _registering.acquire()
+    _held.append(list(_open_ones))
+
+
+def _after_fork_in_parent() -> None:
+    _held.pop()
+    _registering.release()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_registering.release
+)  # fmt: skip

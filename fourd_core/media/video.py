@@ -25,9 +25,6 @@ READ_ON = 8
 """Decoding on over this many frames is cheaper than a seek to a keyframe behind them."""
 
 _decoders = OpenDecoders()
-# What threads that have ended left open is garbage in circles. Freed in a forked process, it would wait for ever for
-# FFmpeg's own threads, which stay behind; so it goes before the fork.
-os.register_at_fork(before=gc.collect)
 _numbers = count()
 
 
