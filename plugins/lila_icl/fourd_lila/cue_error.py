@@ -19,12 +19,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from fourd_core.cues.plan import keys_of
 from fourd_core.errors import RunError
 from fourd_core.interfaces import Component, Dataset, Head, Metric, Result, Video
 from fourd_core.progress import track
 from fourd_core.randomness import generator_for
 from fourd_core.system import System
-from fourd_lila.draws import keys_of
 from fourd_lila.in_context import predict
 from fourd_lila.objective import LILA
 from fourd_lila.pairs import Pairs

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fourd_core.data import CueMaps
-from fourd_lila.confidence import agreement, disagreement
+from fourd_core.geometry.flow import flow_disagreement, half_frames
 from fourd_lila.crops import cut_maps
 
 DISPARITY_SCALE, DISPARITY_OFFSET, FARTHEST = 0.01, 0.1, 0.9
@@ -54,20 +54,23 @@ def pair_cue(maps: CueMaps, temperature: float = 0.05) -> PairCue:
     values = torch.where(known, values, 0)  # what a teacher leaves where it knows nothing may be NaN
     valid = known
     if maps.kind == "flow":
-        flow = half_frames(values.flatten(0, 1)).unflatten(0, (-1, 2))
-        there, back = flow.unbind(1)
-        agree = agreement(disagreement(flow) if maps.disagreement is None else maps.disagreement.float(), temperature)
-        values, valid = torch.stack([there, -back], dim=1), valid & agree
+        error = flow_disagreement(values) if maps.disagreement is None else maps.disagreement.float()
+        there, back = half_frames(values.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+        values, valid = torch.stack([there, -back], dim=1), valid & agreement(error, temperature)
     elif maps.kind == "disparity":
         values, trusted = depth_from_disparity(values)
         valid = valid & trusted
     return PairCue(values, valid.to(values), known.to(values), is_flow=maps.kind == "flow")
 
 
-def half_frames(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 2 h w"]:
-    """Flow in pixels -> in half frame widths (x) and half frame heights (y)."""
-    height, width = flow.shape[-2:]
-    return flow * flow.new_tensor([2 / width, 2 / height])[:, None, None]
+def agreement(error: Float[Tensor, "*shape"], temperature: float = 0.05) -> Bool[Tensor, "*shape"]:
+    """Where flow can be trusted: exp(-error / temperature) > 0.5, so 3.9 px of a 224 px frame at 0.05.
+
+    Args:
+        error: how far opposite flows disagree, in half frames.
+    Source: google-research/lila, func_utils.py.
+    """
+    return torch.exp(-error / temperature) > 0.5
 
 
 def depth_from_disparity(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 
 import torch
 
+from fourd_core.cues.plan import keys_of
 from fourd_core.errors import MediaError
 from fourd_core.interfaces import Dataset, Split, Video
 
@@ -34,9 +35,3 @@ def draw_video(data: Dataset, split: Split, skip: Collection[str], generator: to
         while keys[number] in skip:
             number = draw_below(len(videos), generator)
     return number, videos[number]
-
-
-def keys_of(videos: Iterable[Video]) -> Sequence[str]:
-    """What the videos are called within their data set; where the data set knows, none is opened."""
-    known: Sequence[str] | None = getattr(videos, "keys", None)
-    return known if known is not None else [video.key or video.name for video in videos]

@@ -9,20 +9,26 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
-from fourd_lila.confidence import agreement, disagreement, sample_along
 from fourd_lila.crops import Crop, base_frames, cut_maps, random_crop
-from fourd_lila.cues import PairCue, cut_cue, depth_from_disparity, pair_cue, stack_cues
+from fourd_lila.cues import PairCue, agreement, cut_cue, depth_from_disparity, pair_cue, stack_cues
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fourd_core.data import CueMaps
+from fourd_core.geometry.flow import flow_disagreement, sample_along
 
 DATA = Path(__file__).parent / "data"
 
 
 def assert_stored(mine: Tensor, stored: Tensor) -> None:
     torch.testing.assert_close(mine.to(stored), stored, rtol=1e-5, atol=1e-6)
+
+
+def in_pixels(flow: Tensor) -> Tensor:
+    """Flow that is stored in half frame widths and heights."""
+    height, width = flow.shape[-2:]
+    return flow * torch.tensor([width / 2, height / 2])[:, None, None]
 
 
 def test_crops_equal_the_stored_ones() -> None:
@@ -82,13 +88,12 @@ def test_crop_areas_fill_their_range_and_depend_on_the_generator_alone() -> None
 
 def test_confidence_equals_the_stored_one() -> None:
     stored = load_file(DATA / "confidence.safetensors")
-    f01, f10 = stored["flow01"], stored["flow10"]
-    assert_stored(sample_along(f10, f01), stored["flow10_warped"])
-    agree = agreement(disagreement(torch.stack([f01, f10], 1)), 0.05).float()
+    f01, f10 = in_pixels(stored["flow01"]), in_pixels(stored["flow10"])
+    assert_stored(sample_along(stored["flow10"], f01), stored["flow10_warped"])
+    agree = agreement(flow_disagreement(torch.stack([f01, f10], 1)), 0.05).float()
     for frame, name in enumerate(("conf01", "conf10")):
         assert torch.equal(agree[:, frame].expand(-1, 2, -1, -1), stored[name][:, :2])
-    flows = CueMaps(torch.stack([f01, f10], 1) * 12, "flow")  # 24 pixels are two half frames of 12
-    cue = pair_cue(flows, 0.05)
+    cue = pair_cue(CueMaps(torch.stack([f01, f10], 1), "flow"), 0.05)
     assert torch.equal(cue.valid[:, :, 0], torch.stack([stored["conf01"][:, 0], stored["conf10"][:, 0]], 1))
 
 
@@ -101,9 +106,8 @@ def test_depth_from_disparity_equals_the_stored_one() -> None:
 
 def test_maps_that_are_not_square_are_sampled_in_their_own_pixels() -> None:
     stored = load_file(DATA / "flow_sample_nonsquare.safetensors")
-    assert_stored(sample_along(stored["target"], stored["flow"], assume_square=True), stored["out"])
-    # five pixels to the right and two down of a 24 x 16 map, in half widths and half heights
-    flow = torch.tensor([5 / 8, 2 / 12])[None, :, None, None].expand(1, 2, 24, 16)
+    assert_stored(sample_along(stored["target"], in_pixels(stored["flow"]), assume_square=True), stored["out"])
+    flow = torch.tensor([5.0, 2.0])[None, :, None, None].expand(1, 2, 24, 16)
     target = stored["target"][:1]
     torch.testing.assert_close(sample_along(target, flow)[..., :-2, :-5], target[..., 2:, 5:], rtol=0, atol=1e-5)
 
@@ -140,10 +144,10 @@ def test_corrected_flow_leads_from_one_view_to_the_other(flip: bool) -> None:
     cue = cut_cue(pair_cue(flow), theta, 80, correct_flow=True)
     assert cue.valid.min() == 1
     inner = (..., slice(16, 64), slice(16, 64))
-    followed = sample_along(context, cue.values[:, 0])[inner]
+    followed = sample_along(context, in_pixels(cue.values[:, 0]))[inner]
     assert (followed - query[inner]).abs().mean() < 1.5
-    assert (sample_along(context, -cue.values[:, 0])[inner] - query[inner]).abs().mean() > 15
-    back = sample_along(query, -cue.values[:, 1])[inner]  # the context's flow is stored negated
+    assert (sample_along(context, in_pixels(-cue.values[:, 0]))[inner] - query[inner]).abs().mean() > 15
+    back = sample_along(query, in_pixels(-cue.values[:, 1]))[inner]  # the context's flow is stored negated
     assert (back - context[inner]).abs().mean() < 1.5
 
 
