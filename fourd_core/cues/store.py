@@ -217,11 +217,12 @@ class StoredCue:
             array = self._array("items")
             start, columns = array.shape
             rows = -(-len(items) // self.unit) * self.unit
-            array.resize((start + rows, columns))
-            array[start : start + len(items)] = items
+            # First where the maps go: a job that is killed in between must leave no planned unit without a place.
             with suppress(KeyError):
                 maps = self._array("maps")
                 maps.resize((start + rows, *maps.shape[1:]))
+            array.resize((start + rows, columns))
+            array[start : start + len(items)] = items
         return int(start) // self.unit
 
     def done(self) -> dict[int, int]:
