@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from fourd_core import distributed
-from fourd_core.cues import sample_generator
+from fourd_core.cues.plan import sample_generator
 from fourd_core.interfaces import Dataset, Objective
 
 Batch = dict[str, Tensor]
