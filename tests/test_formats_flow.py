@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import av
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fourd_core.errors import MediaError, RunError
 from fourd_core.media.formats.depth import KITTI, MILLIMETRES, read_depth_png, write_depth_png
 from fourd_core.media.formats.flow import read_flo, read_kitti_flow, write_flo, write_kitti_flow
 from fourd_core.media.formats.png16 import read_png16, write_png16
+from fourd_core.media.locations import file_at, filesystem_at
 
 DATA = TESTS / "data" / "formats"
 NAN = float("nan")
@@ -163,3 +165,19 @@ def test_nothing_is_left_where_writing_fails(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot write"):
         write_flo(tmp_path / "no folder" / "a.flo", torch.zeros(2, 1, 1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_anywhere_or_its_bytes(tmp_path: Path) -> None:
+    flow = torch.tensor([[[1.5, -3.0]], [[0.25, 2.0]]])
+    write_flo(tmp_path / "a.flo", flow)
+    write_kitti_flow(tmp_path / "a.png", flow)
+    for read, name in ((read_flo, "a.flo"), (read_kitti_flow, "a.png")):
+        data = (tmp_path / name).read_bytes()
+        url = f"memory://formats-flow/{name}"
+        fsspec.filesystem("memory").pipe_file(url, data)
+        for source in (tmp_path / name, str(tmp_path / name), url, file_at(*filesystem_at(url)), data):
+            assert same(read(source), flow)
+    with pytest.raises(MediaError, match=r"^what was given \(3 bytes\) is not a .flo file"):
+        read_flo(b"PIE")
+    with pytest.raises(MediaError, match=r"the file /formats-flow/none\\.flo does not exist"):
+        read_flo("memory://formats-flow/none.flo")

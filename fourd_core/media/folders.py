@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fourd_core.errors import MediaError
 from fourd_core.media.locations import (
     VIDEO_SUFFIXES,
+    File,
     Source,
     file_at,
     filesystem_at,
@@ -43,12 +44,21 @@ class Folder(NamedTuple):
         with reading(self.place(name)):
             return bool(self._filesystem.isdir(self.place(name)))
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a file or a folder of that name."""
+        with reading(self.place(name)):
+            return bool(self._filesystem.exists(self.place(name)))
+
+    def file(self, name: str) -> File:
+        """A file of that name, which need not exist."""
+        return file_at(self._filesystem, self.place(name))
+
     def lines(self, name: str) -> list[str] | None:
         """The lines of a text file, blank ones left out; None where there is no such file."""
         with reading(self.place(name)):
             if not self._filesystem.isfile(self.place(name)):
                 return None
-        return read_lines(file_at(self._filesystem, self.place(name)))
+        return read_lines(self.file(name))
 
     def inside(self, name: str = "") -> list[tuple[str, bool]]:
         """What a folder holds, in natural order: names, and whether each is a folder; hidden ones are left out."""

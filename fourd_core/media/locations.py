@@ -43,6 +43,15 @@ class File(NamedTuple):
         with reading(self.path):
             return in_this_process(self.filesystem, self.process).open(self.path, "rb")
 
+    def read(self) -> bytes:
+        """All of it.
+
+        Raises:
+            MediaError: it does not exist or may not be read.
+        """
+        with reading(self.path):
+            return bytes(in_this_process(self.filesystem, self.process).cat_file(self.path))
+
 
 class Source(NamedTuple):
     """What one video is made of: its file, or its pictures in order."""

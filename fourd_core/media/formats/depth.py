@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fourd_core.media.formats.png16 import read_png16, write_png16
+from fourd_core.media.formats.reading import Readable
 
 KITTI = 256.0
 """Steps per metre of KITTI's depth maps: up to 255.99 m, in steps of 4 mm (KITTI depth development kit, readme.txt)."""
@@ -29,11 +30,11 @@ def write_depth_png(path: Path, depth: Float[Tensor, "1 h w"], scale: float) -> 
     write_png16(path, codes.where((codes > 0) & (codes < 2**16), 0.0).cpu().numpy().astype(np.uint16))
 
 
-def read_depth_png(path: Path, scale: float) -> Float[Tensor, "1 h w"]:
+def read_depth_png(source: Readable, scale: float) -> Float[Tensor, "1 h w"]:
     """Read a depth map that has steps of `1 / scale`; NaN where it is unknown.
 
     Raises:
         MediaError: no such file, not a grey PNG of 16 bits.
     """
-    codes = torch.from_numpy(read_png16(path, channels=1).astype(np.float64))[None]
+    codes = torch.from_numpy(read_png16(source, channels=1).astype(np.float64))[None]
     return torch.where(codes > 0, codes / scale, torch.nan).float()

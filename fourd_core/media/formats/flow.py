@@ -15,7 +15,7 @@ from torch import Tensor
 from fourd_core.errors import MediaError
 from fourd_core.files import atomic
 from fourd_core.media.formats.png16 import read_png16, write_png16
-from fourd_core.media.formats.reading import read_bytes
+from fourd_core.media.formats.reading import Readable, read_bytes, shown
 
 FLO_TAG = b"PIEH"
 FLO_UNKNOWN = 1e10
@@ -43,18 +43,18 @@ def write_flo(path: Path, flow: Float[Tensor, "2 h w"]) -> None:
         temporary.write_bytes(header + values.cpu().numpy().astype("<f4").tobytes())
 
 
-def read_flo(path: Path) -> Float[Tensor, "2 h w"]:
+def read_flo(source: Readable) -> Float[Tensor, "2 h w"]:
     """Read a `.flo` file; NaN where the flow is unknown.
 
     Raises:
         MediaError: no such file, another format, cut off.
     """
-    data = read_bytes(path)
+    data, name = read_bytes(source), shown(source)
     if data[:4] != FLO_TAG or len(data) < 12:
-        raise MediaError(f"{path} is not a .flo file: it does not begin with {FLO_TAG.decode()} and a size")
+        raise MediaError(f"{name} is not a .flo file: it does not begin with {FLO_TAG.decode()} and a size")
     width, height = (int(side) for side in np.frombuffer(data, "<i4", 2, offset=4))
     if min(width, height) < 1 or len(data) != 12 + 8 * width * height:
-        raise MediaError(f"{path} is damaged: it states {width}x{height} pixels and has {len(data)} bytes")
+        raise MediaError(f"{name} is damaged: it states {width}x{height} pixels and has {len(data)} bytes")
     values = np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2).astype(np.float32)
     flow = torch.from_numpy(values).permute(2, 0, 1)
     known = (flow.abs() <= FLO_LARGEST).all(dim=0)
@@ -77,11 +77,11 @@ def write_kitti_flow(path: Path, flow: Float[Tensor, "2 h w"]) -> None:
     write_png16(path, samples.permute(1, 2, 0).cpu().numpy().astype(np.uint16))
 
 
-def read_kitti_flow(path: Path) -> Float[Tensor, "2 h w"]:
+def read_kitti_flow(source: Readable) -> Float[Tensor, "2 h w"]:
     """Read a KITTI flow picture; NaN where the flow is unknown.
 
     Raises:
         MediaError: no such file, not an RGB PNG of 16 bits.
     """
-    samples = torch.from_numpy(read_png16(path, channels=3).astype(np.float32)).permute(2, 0, 1)
+    samples = torch.from_numpy(read_png16(source, channels=3).astype(np.float32)).permute(2, 0, 1)
     return torch.where(samples[2] > 0, (samples[:2] - KITTI_ZERO) / KITTI_SCALE, torch.nan)

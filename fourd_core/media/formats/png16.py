@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from fourd_core.errors import MediaError
 from fourd_core.files import atomic
-from fourd_core.media.formats.reading import read_bytes
+from fourd_core.media.formats.reading import Readable, read_bytes, shown
 
 _LAYOUTS = {2: "gray16be", 3: "rgb48be"}
 """PyAV's name of the samples by the number of axes; its arrays are in the machine's byte order all the same."""
@@ -36,7 +36,7 @@ def write_png16(path: Path, samples: UInt16[ndarray, "h w *rgb"]) -> None:
         temporary.write_bytes(b"".join(bytes(packet) for packet in packets))
 
 
-def read_png16(path: Path, channels: int) -> UInt16[ndarray, "h w *rgb"]:
+def read_png16(source: Readable, channels: int) -> UInt16[ndarray, "h w *rgb"]:
     """Read a grey picture `h w` (1 channel) or an RGB picture `h w 3` (3 channels).
 
     Raises:
@@ -46,12 +46,12 @@ def read_png16(path: Path, channels: int) -> UInt16[ndarray, "h w *rgb"]:
     assert isinstance(coder, av.VideoCodecContext)
     layout = _LAYOUTS[2 if channels == 1 else 3]
     try:
-        frames = [*coder.decode(av.Packet(read_bytes(path))), *coder.decode(None)]
+        frames = [*coder.decode(av.Packet(read_bytes(source))), *coder.decode(None)]
     except av.FFmpegError as error:
-        raise MediaError(f"{path} is not a PNG picture or is damaged") from error
+        raise MediaError(f"{shown(source)} is not a PNG picture or is damaged") from error
     if not frames:
-        raise MediaError(f"{path} is not a PNG picture or is damaged")
+        raise MediaError(f"{shown(source)} is not a PNG picture or is damaged")
     if frames[0].format.name != layout:
-        raise MediaError(f"{path} holds {frames[0].format.name} pixels, not {channels} x 16 bit ({layout})")
+        raise MediaError(f"{shown(source)} holds {frames[0].format.name} pixels, not {channels} x 16 bit ({layout})")
     samples: UInt16[ndarray, "h w *rgb"] = frames[0].to_ndarray()
     return samples

@@ -84,8 +84,7 @@ class SintelPairs(FlowPairs):
     def __getitem__(self, number: int) -> Sample:
         sequence, name = self._pairs[number]
         frames = [self._root.picture(self._frame(sequence, name, later)) for later in (0, 1)]
-        with self._root.on_disk(f"training/flow/{sequence}/{name}") as path:
-            flow = read_flo(path)
+        flow = read_flo(self._root.file(f"training/flow/{sequence}/{name}"))
         return {"frames": torch.stack(frames), "flow": flow}
 
     def facts(self) -> dict[str, Any]:

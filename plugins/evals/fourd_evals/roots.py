@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from fsspec.implementations.local import LocalFileSystem
 from jaxtyping import Int64, UInt8
 from numpy import ndarray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fourd_core.errors import MediaError
-from fourd_core.media.locations import filesystem_at, natural_key, reading
+from fourd_core.media.folders import open_folder
+from fourd_core.media.formats.reading import read_bytes
+from fourd_core.media.locations import File
 
 SHOWN = 8
 """How many of the names that were found a message lists."""
@@ -30,13 +31,11 @@ def read_file(location: str) -> bytes:
     Raises:
         MediaError: it does not exist or may not be read; the protocol is unknown.
     """
-    filesystem, path = filesystem_at(location)
-    with reading(location):
-        return bytes(filesystem.cat_file(path))
+    return read_bytes(location)
 
 
 class Root:
-    """A folder whose files are read by their path within it.
+    """A folder whose files are read by their path within it: the core's, and what stands in pictures. It pickles.
 
     Args:
         location: a path or URL; `zip://::data.zip` and other chains of fsspec work too.
@@ -46,11 +45,7 @@ class Root:
 
     def __init__(self, location: str) -> None:
         self.location = location
-        self._filesystem, path = filesystem_at(location)
-        self._path = path.rstrip("/") or ("/" if path.startswith("/") else "")
-        with reading(location):
-            if not self._filesystem.isdir(self._path):
-                raise MediaError(f"the folder {location} does not exist")
+        self._folder = open_folder(location)
 
     def place(self, name: str) -> str:
         """Where a file is, for messages."""
@@ -58,21 +53,21 @@ class Root:
 
     def has(self, name: str) -> bool:
         """Whether there is a file or a folder of this name."""
-        with reading(self.place(name)):
-            return bool(self._filesystem.exists(self._full(name)))
+        return self._folder.holds(name)
 
     def names(self, folder: str = "", suffix: str | tuple[str, ...] = "") -> list[str]:
-        """Names in a folder that end so, in natural order; none where there is no such folder."""
-        with reading(self.place(folder)):
-            path = self._full(folder)
-            if not self._filesystem.isdir(path):
-                return []
-            found = [str(name).rstrip("/").rpartition("/")[2] for name in self._filesystem.ls(path, detail=False)]
-        return sorted((name for name in found if name.endswith(suffix) and not name.startswith(".")), key=natural_key)
+        """Names in a folder that end so, in natural order, hidden ones left out; none where there is no such folder."""
+        if not self._folder.has(folder):
+            return []
+        return [name for name, _ in self._folder.inside(folder) if name.endswith(suffix)]
 
     def first(self, candidates: Sequence[str]) -> str | None:
         """The first of these that is there."""
         return next((name for name in candidates if self.has(name)), None)
+
+    def file(self, name: str) -> File:
+        """A file, as the readers of `fourd_core.media.formats` take it; it need not exist."""
+        return self._folder.file(name)
 
     def open(self, name: str) -> Any:
         """A binary file, seekable.
@@ -80,8 +75,7 @@ class Root:
         Raises:
             MediaError: it does not exist or may not be read.
         """
-        with reading(self.place(name)):
-            return self._filesystem.open(self._full(name), "rb")
+        return self.file(name).open()
 
     def read(self, name: str) -> bytes:
         """All of a file.
@@ -89,18 +83,18 @@ class Root:
         Raises:
             MediaError: it does not exist or may not be read.
         """
-        with reading(self.place(name)):
-            return bytes(self._filesystem.cat_file(self._full(name)))
+        return self.file(name).read()
 
     @contextmanager
     def on_disk(self, name: str) -> Iterator[Path]:
         """A file as a path of this machine, copied there for the time of the block where it lies elsewhere."""
-        if isinstance(self._filesystem, LocalFileSystem):
-            yield Path(self._full(name))
+        file = self.file(name)
+        if file.is_local:
+            yield Path(file.path)
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name.rpartition("/")[2]
-            path.write_bytes(self.read(name))
+            path.write_bytes(file.read())
             yield path
 
     def picture(self, name: str) -> UInt8[Tensor, "3 h w"]:
@@ -132,11 +126,6 @@ class Root:
             f"{self.location} does not hold {what}: looked for {' or '.join(looked_for)}; "
             f"found {', '.join(found[:SHOWN]) or 'nothing'}{more}{'; ' + advice if advice else ''}"
         )
-
-    def _full(self, name: str) -> str:
-        if not name or not self._path:
-            return name or self._path
-        return f"{self._path.rstrip('/')}/{name}"
 
     def _decoded(self, name: str, mode: str | None) -> ndarray:
         data = self.read(name)
