@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from cue_parts import Counted, Pairs, write_videos
 
 from fourd_core.cues.backlog import make_backlog
@@ -122,6 +123,29 @@ def test_a_row_counts_when_its_file_is_there(stored: StoredCue) -> None:
         stored.write(0, np.zeros((2, 2, 1, 4, 4), np.float32))
     with pytest.raises(RunError, match="keeps clips of 2 frames for the cue flow, and training draws 1"):
         make_backlog(stored, np.array([[0, 0]]), ["a"])
+
+
+def test_a_kill_while_room_is_made_leaves_no_unit_without_a_place(
+    stored: StoredCue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.array([[0, 0, 1], [0, 1, 2], [0, 2, 3], [0, 3, 4]])
+    make_backlog(stored, rows[:2], ["a"])
+    write(stored, 0, 2)
+    resize, calls = zarr.Array.resize, []
+
+    def killed(array: zarr.Array, shape: tuple[int, ...]) -> None:
+        calls.append(shape)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        resize(array, shape)
+
+    monkeypatch.setattr(zarr.Array, "resize", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_backlog(stored, rows, ["a"])
+    monkeypatch.undo()
+    (unit,) = make_backlog(stored, rows, ["a"])
+    write(stored, unit.number, 2)
+    assert stored.counting_rows()[0][:, 1:].tolist() == rows[:, 1:].tolist()
 
 
 def test_another_number_of_frames_is_another_plan() -> None:
