@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import attrs
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -51,10 +52,15 @@ class MapConfig(HeadConfig):
     """A recipe or run folder whose pixel features show where edges are; none: this recipe's own, if it has some."""
     enlarge: tuple[int, int, int] = (1, 2, 2)
     """By how much the decoder's fused map is enlarged before the last layers."""
+    coarse: int = 1
+    """The last layers work on rows and columns so many times fewer than the clip's, and their answer is enlarged: they
+    are half of a small network's work."""
 
     def __attrs_post_init__(self) -> None:
         if min(self.enlarge) < 1:
             raise ValueError(f"enlarge must be positive, got {list(self.enlarge)}")
+        if self.coarse < 1:
+            raise ValueError(f"coarse must be positive, got {self.coarse}")
         if self.upsample_features is not None and self.upsample == "bilinear":
             raise ValueError('upsample_features is for upsample = "in_context": set that too, or leave it out')
         _ = self.decoder  # which has more to check
@@ -126,11 +132,16 @@ class Dense3D(DecoderHead):
 
     def __init__(self, config: MapConfig, backbone: BackboneSpec) -> None:
         super().__init__(config, backbone)
+        self.coarse = config.coarse
         self.upsampling = Upsampling(config.upsample, config.upsample_features)
 
     def raw(self, tokens: Tokens, clip: Clip) -> Float[Tensor, "b t c h w"]:
         """The decoder's answer for each pixel, as it is: log depth, flow, logits."""
-        return self.decoded(tokens, (clip.frames.shape[1], *clip.size))
+        b, t, *_ = clip.frames.shape
+        if self.coarse == 1:
+            return self.decoded(tokens, (t, *clip.size))
+        few = self.decoded(tokens, (t, *(-(-side // self.coarse) for side in clip.size)))
+        return F.interpolate(few.flatten(0, 1), clip.size, mode="bilinear", align_corners=False).unflatten(0, (b, t))
 
     def activate(self, raw: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
         """The prediction, from the decoder's answer."""

@@ -247,6 +247,22 @@ def test_how_windows_of_depth_are_joined_can_be_chosen() -> None:
         assert type(head.stitch).__name__ == rule
 
 
+@torch.no_grad()
+def test_a_coarse_answer_is_enlarged() -> None:
+    """The decoder's answer on fewer rows and columns, also of sides that it does not divide, bilinear between them."""
+    head, tokens, clip = narrow(Flow3D, coarse=3), window_tokens(0), CLIP
+    few = head.decoded(tokens, (16, 19, 19))[0]
+    raw = head.raw(tokens, clip)
+    assert raw.shape == (1, 16, 2, 56, 56)
+    centres = (torch.arange(56) + 0.5) * 19 / 56 - 0.5
+    low = centres.clamp(min=0).floor().long()
+    high, part = (low + 1).clamp(max=18), centres.clamp(min=0) - low
+    rows = few[..., low, :] * (1 - part)[:, None] + few[..., high, :] * part[:, None]
+    torch.testing.assert_close(raw[0], rows[..., low] * (1 - part) + rows[..., high] * part)
+    with pytest.raises(ValueError, match="coarse must be positive"):
+        narrow(Flow3D, coarse=0)
+
+
 def test_taps_that_the_backbone_lacks() -> None:
     with pytest.raises(ValueError, match="tap 36 does not exist: this backbone has taps 0 to 8"):
         Depth3D(Depth3D.Config(taps=(2, 4, 6, 36)), video_vit())
