@@ -26,9 +26,9 @@ from fourd_sam_sparse.written import LowRank, stacked
 RECALLED = ("feature", "handed", "scale", "columns", "rows", "base")
 """What a memory may say of each query: the track's `feature` (`b n c`), whether there is one (`b n`), and the history
 that is added to the first `m` of the video's tokens, as the fields of `LowRank` and their base (`b n m c`)."""
-REMEMBERED = ("logit", "feature", "mixing", "values", "moments", "norms")
-"""What is left for a memory: the visibility's `logit` (`b n t`), the track's `feature` (`b n c`), and the fields of
-`Written`, by query but for the norms (`b l 2 c`)."""
+REMEMBERED = ("logit", "log_depth", "feature", "mixing", "values", "moments", "norms")
+"""What is left for a memory and for an objective: the visibility's `logit` and the logarithm of the depth (`b n t`), the
+track's `feature` (`b n c`), and the fields of `Written`, by query but for the norms (`b l 2 c`)."""
 
 
 class SamTrack(Head):
@@ -113,7 +113,7 @@ class SamTrack(Head):
             _live(queries.frame, clip.frames.shape[1]),
             log_depth.exp().transpose(1, 2),
             unit=self.unit,
-            remembered=dict(zip(REMEMBERED, (logit, *remembered, norms), strict=True)),
+            remembered=dict(zip(REMEMBERED, (logit, log_depth, *remembered, norms), strict=True)),
         )
 
     def query_bytes(self, clip: Clip) -> int:
