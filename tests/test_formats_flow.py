@@ -179,5 +179,5 @@ def test_a_file_anywhere_or_its_bytes(tmp_path: Path) -> None:
             assert same(read(source), flow)
     with pytest.raises(MediaError, match=r"^what was given \(3 bytes\) is not a .flo file"):
         read_flo(b"PIE")
-    with pytest.raises(MediaError, match=r"the file /formats-flow/none\\.flo does not exist"):
+    with pytest.raises(MediaError, match=r"the file /formats-flow/none\.flo does not exist"):
         read_flo("memory://formats-flow/none.flo")
