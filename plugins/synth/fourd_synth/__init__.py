@@ -1,0 +1,1 @@
+"""Generated dynamic scenes with exact ground truth for fourd."""
