@@ -144,6 +144,7 @@ def _prepare_torch(recipe: Recipe) -> torch.device:
     assert recipe.threads is not None
     torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging: each new tensor is written twice
     device = pick_device(recipe.device)
     if current().size > 1 and (device.index is not None or device.type == "mps"):
         raise RunError(
