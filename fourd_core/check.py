@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
 from fourd_core import registry
 from fourd_core.data import Clip, Queries
-from fourd_core.errors import RecipeError, WeightsError
-from fourd_core.interfaces import PretrainedWeights
+from fourd_core.errors import NotFetchedError, RecipeError, WeightsError
+from fourd_core.interfaces import Dataset, PretrainedWeights
 from fourd_core.media.views import View
 from fourd_core.provenance import component_sections, named_weights
 from fourd_core.recipe import Recipe
 from fourd_core.streaming import stream_config, view_of
 from fourd_core.system import System, build_dataset, build_system, pick_device
+from fourd_core.tables import console_for
 from fourd_core.weights import cache
 from fourd_core.weights.convert import for_recipe
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Print what a recipe would build, read and run; everything wrong with it is raised.
+
+    Published weights that were not fetched yet are no mistake of the recipe: what can be seen without them is.
 
     Raises:
         FourdError: what is wrong and what to do.
@@ -37,18 +40,16 @@ def check_recipe(recipe: Recipe) -> None:
     videos = data.videos("all")
     if not videos:
         raise RecipeError("[data] holds no video")
-    for name, stage in recipe.stages.items():
-        stage.config.create(name, stage.config, system, data, recipe).prepare()
-    for location in filter(None, (recipe.weights, recipe.trained)):
-        for_recipe(location)
+    missing = _prepare(recipe, system, data)
     first = videos[0]
     view = view_of(data.view, first.size, system.backbone.spec)
-    console = Console()
-    console.print(_components(recipe))
+    components, shapes = _components(recipe), _shapes(system, view, recipe)
+    console = console_for(components, shapes)
+    console.print(components)
     console.print(
         f"data: {len(videos)} video(s); {first.name}: {first.frame_count} frames of {first.size[1]}x{first.size[0]}"
     )
-    console.print(_shapes(system, view, recipe))
+    console.print(shapes)
     for where, weights in named_weights(system):
         console.print(
             f"weights of {where}: {cache.shown(weights.location)} [{weights.licence}], {_presence(weights)}",
@@ -56,7 +57,24 @@ def check_recipe(recipe: Recipe) -> None:
         )
     for name, stage in recipe.stages.items():
         console.print(f"stage {name}: {stage.job}")
-    console.print("the recipe is whole")
+    console.print("the recipe is whole" + (", except for these weights:" if missing else ""))
+    for sentence in missing:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _prepare(recipe: Recipe, system: System, data: Dataset) -> list[str]:
+    """Let stages and the recipe's weights say what is wrong; returns what is said of weights that are not here yet."""
+    missing: dict[str, None] = {}
+    stages = [stage.config.create(name, stage.config, system, data, recipe) for name, stage in recipe.stages.items()]
+    steps = [stage.prepare for stage in stages]
+    steps += [partial(for_recipe, location) for location in (recipe.weights, recipe.trained) if location is not None]
+    steps.append(partial(cache.require, [weights.location for _, weights in named_weights(system)]))
+    for step in steps:
+        try:
+            step()
+        except NotFetchedError as error:
+            missing |= dict.fromkeys(str(error).splitlines())
+    return list(missing)
 
 
 def _components(recipe: Recipe) -> Table:

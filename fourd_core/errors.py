@@ -25,5 +25,9 @@ class WeightsError(FourdError):
     """A checkpoint is missing, unsafe, damaged, or made for another network."""
 
 
+class NotFetchedError(WeightsError):
+    """Published weights are known and not here yet."""
+
+
 class RunError(FourdError):
     """A run cannot start or go on: its folder, the disk, the numbers."""

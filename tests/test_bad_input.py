@@ -200,6 +200,19 @@ def test_check_finds_what_a_run_would(fourd: Fourd, toy_recipe: Path, override: 
     assert says in answer.stderr
 
 
+def test_check_goes_on_where_weights_are_not_fetched_yet(
+    fourd: Fourd, toy_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOURD_WEIGHTS", str(tmp_path / "none"))
+    words = ("--set", "weights=weights:dinov2_vits14", "--set", "trained=weights:sea_raft_m")
+    said = fourd("check", toy_recipe, *words, check=0).stdout
+    assert "stage train: train" in said
+    whole, *missing = said.partition("the recipe is whole")[2].splitlines()
+    assert whole == ", except for these weights:" and len(missing) == 2
+    for line, name in zip(missing, ("dinov2_vits14", "sea_raft_m"), strict=True):
+        assert line.startswith(f"the weights {name} (") and line.endswith(f"fourd weights pull {name}")
+
+
 def test_a_cue_that_the_recipe_lacks(fourd: Fourd, toy_recipe: Path) -> None:
     without = edited(toy_recipe, '[cues.brightness]\nuse = "toy_brightness"\n', "")
     answer = fourd("run", without, "train", "--out", "a", check=2)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
 
-from fourd_core.errors import WeightsError
+from fourd_core.errors import NotFetchedError, WeightsError
 from fourd_core.files import write_json
 from fourd_core.probe import cache_folder
 from fourd_core.weights.assets import Known, find, is_file_name
@@ -100,7 +101,8 @@ def resolve(reference: str) -> Path:
     Args:
         reference: what stands behind `weights:`.
     Raises:
-        WeightsError: unknown weights, not fetched yet (with licence and command), or not the file that was fetched.
+        NotFetchedError: not fetched yet (with licence and command).
+        WeightsError: unknown weights, or not the file that was fetched.
     """
     name, slash, file = reference.partition("/")
     if slash and not is_file_name(file):
@@ -118,13 +120,31 @@ def resolve(reference: str) -> Path:
     if not path.is_file():
         asset = known.asset
         first = "fetch them with" if asset.url else f"get {asset.file_name} as {asset.source} says, then"
-        raise WeightsError(
+        raise NotFetchedError(
             f"the weights {name} ({asset.summary}; licence: {asset.terms}) are not here; {first}: "
             f"{how_to_fetch(known, name)}"
         )
     if problem := problem_of(known):
         raise WeightsError(f"{path} {problem}; fetch it again with: {how_to_fetch(known, name)}")
     return path
+
+
+def require(locations: Iterable[str | None]) -> None:
+    """See whether all published weights among some locations are here, before any of them is read.
+
+    Raises:
+        NotFetchedError: what is missing, all of it, with the commands that fetch it.
+        WeightsError: as `resolve`.
+    """
+    missing = []
+    for location in dict.fromkeys(locations):
+        if location is not None and location.startswith("weights:"):
+            try:
+                resolve(location.removeprefix("weights:"))
+            except NotFetchedError as error:
+                missing.append(str(error))
+    if missing:
+        raise NotFetchedError("\n".join(missing))
 
 
 def shown(location: str) -> str:
