@@ -34,18 +34,18 @@ def _say(*lines: str) -> None:
 def _list(_options: argparse.Namespace) -> int:
     known, broken = all_assets()
     times = Counter(item.asset.name for item in known)
-    rows = [("name", "licence", "state", "size", "source")]
+    rows = [("name", "licence", "state", "size")]
     for item in known:
         name = item.asset.name if times[item.asset.name] == 1 else item.full_name
         size = "unknown" if item.asset.size is None else readable(item.asset.size)
-        rows.append((name, item.asset.terms, _state(item), size, item.asset.url or item.asset.source))
+        rows.append((name, item.asset.terms, _state(item), size))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     if known:
         _say(*("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows))
     else:
         _say("no installed plugin knows published weights")
     _say(*(f"BROKEN: {item.name} of {item.distribution}: {item.problem}" for item in broken))
-    _say(f"kept in {cache.weights_folder()} (FOURD_WEIGHTS moves it)")
+    _say(f"kept in {cache.weights_folder()} (FOURD_WEIGHTS moves it); sources and more: fourd weights show NAME")
     return 0
 
 

@@ -9,8 +9,9 @@ def _asset(name: str, file_name: str, encoder: str, channels: int, films: str) -
     return WeightsAsset(
         name=name,
         summary=f"LILA: {channels} features per pixel on DINOv2 {encoder}, learned from {films}",
-        licence="Apache-2.0 (of the code they come with; none is stated for the weights)",
-        licence_note="Their depth teacher, Depth Anything V2 Large, is CC-BY-NC-4.0. The encoder is DINOv2's.",
+        licence="Apache-2.0 (of the code)",
+        licence_note="It is that of the code they come with; none is stated for the weights. Their depth teacher, "
+        "Depth Anything V2 Large, is CC-BY-NC-4.0. The encoder is DINOv2's.",
         source="LILA, CVPR 2026 (arXiv 2604.26488); google-research/lila",
         file_name=file_name,
         url=f"{FOLDER}/{file_name}",
