@@ -13,6 +13,7 @@ from cue_parts import Counted, Pairs, write_videos
 from fourd_core.cues.backlog import make_backlog
 from fourd_core.cues.index import codes_of, items_of
 from fourd_core.cues.plan import Listing, Plan, hash_of, make_plan, sample_generator
+from fourd_core.cues.provenance import difference
 from fourd_core.cues.store import UNUSED, CueStore, StoredCue
 from fourd_core.data import Clip
 from fourd_core.errors import PluginError, RunError
@@ -151,3 +152,11 @@ def test_a_kill_while_room_is_made_leaves_no_unit_without_a_place(
 def test_another_number_of_frames_is_another_plan() -> None:
     plan = Plan(np.array([[0, 1], [0, 2]]), ["a"], {})
     assert plan.of(Counted(Counted.Config(alone=True))).tolist() == [[0, 1], [0, 2]]
+
+
+def test_what_differs_is_said_and_nothing_else() -> None:
+    there = {"network": {"use": "raft", "update": {"steps": 12, "width": 128}}, "weights": {"sha256": "ab"}}
+    now = {"network": {"use": "raft", "update": {"steps": 20, "width": 128}}, "weights": None}
+    assert difference(there, there) == ""
+    assert difference(there, now) == "another network (update.steps = 12 there, 20 now)"
+    assert difference(there, {**there, "weights": None}) == "other weights (sha256 = ab there, nothing now)"

@@ -37,12 +37,20 @@ def provenance_of(recipe: Recipe, cue: str, provider: CueProvider, stage: str, o
 def difference(there: dict[str, Any], now: dict[str, Any]) -> str:
     """What of two provenances differs, in words; empty where nothing does."""
     for part, words in WHAT.items():
-        old, new = there.get(part) or {}, now.get(part) or {}
+        old, new = _flat(there.get(part) or {}), _flat(now.get(part) or {})
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         if keys:
             shown = ", ".join(f"{key} = {old.get(key, 'nothing')} there, {new.get(key, 'nothing')} now" for key in keys)
             return f"{words} ({shown})"
     return ""
+
+
+def _flat(table: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """A table within tables as one, by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return flat
 
 
 def _name(section: ComponentConfig) -> str:
