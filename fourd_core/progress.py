@@ -16,8 +16,13 @@ QUIET_SECONDS = 10.0
 """Away from a terminal (a log file, CI) one line is written this often."""
 
 
-def track(items: Iterable[T], label: str, total: int, done: int = 0) -> Iterator[T]:
-    """Yield `items`, showing how many of `total` are done (`done` of them before the start) and how long is left."""
+def track(items: Iterable[T], label: str, total: int, done: int = 0, warm_up: int = 0) -> Iterator[T]:
+    """Yield `items`, showing how many of `total` are done and how long is left.
+
+    Args:
+        done: so many were done before the start.
+        warm_up: so many come first whose time tells nothing of the others': workers start, and work side by side.
+    """
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (
@@ -30,16 +35,21 @@ def track(items: Iterable[T], label: str, total: int, done: int = 0) -> Iterator
                 yield item
                 bar.advance(task)
     else:
-        yield from _lines(items, label, total, done)
+        yield from _lines(items, label, total, done, warm_up)
 
 
-def _lines(items: Iterable[T], label: str, total: int, done: int) -> Iterator[T]:
+def _lines(items: Iterable[T], label: str, total: int, done: int, warm_up: int) -> Iterator[T]:
     start = last = time.monotonic()
     for finished, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
+        if finished == warm_up:
+            start = now
         if now - last >= QUIET_SECONDS:
-            left = (now - start) / finished * (total - done - finished)
-            sys.stderr.write(f"{label}: {done + finished} of {total}, about {left:.0f} s left\n")
+            left = ""
+            if finished > warm_up:
+                pace = (now - start) / (finished - warm_up)
+                left = f", about {pace * (total - done - finished):.0f} s left"
+            sys.stderr.write(f"{label}: {done + finished} of {total}{left}\n")
             sys.stderr.flush()
             last = now

@@ -111,7 +111,8 @@ class CuesJob(Job):
                 return plan
             crew = crew or stack.enter_context(self._crew(store))
             failed: dict[str, str] = {}
-            for outcome in track(crew.run(chain.from_iterable(backlogs), stop_wanted), self.stage, total):
+            outcomes = crew.run(chain.from_iterable(backlogs), stop_wanted)
+            for outcome in track(outcomes, self.stage, total, warm_up=crew.width):
                 failed |= outcome.failed
             if failed:
                 self._leave_out(store, failed, run)
