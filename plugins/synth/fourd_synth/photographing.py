@@ -35,18 +35,21 @@ def photographed(
     gain = column(1 + exposure * draws.uniform(low=-1.0))
     contrast = column(exposure * draws.uniform(low=-1.0))
     deviation = column(noise * draws.uniform())
-    softness = column((draws.uniform() < blur) * draws.uniform(high=0.5))
+    soft = torch.from_numpy(draws.chance(blur)).to(colour.device)
+    softness = column(draws.uniform(high=0.5))[soft]
     salt = torch.from_numpy(draws.integer(stop=1 << 30)).to(colour.device)
     if exposure > 0:
-        colour = (colour * gain).clamp(0, 1)
-        colour = colour + contrast * colour * (1 - colour)
-    if blur > 0:
+        colour = (colour * gain).clamp_(0, 1)
+        colour = colour * (1 + contrast - contrast * colour)
+    if soft.any():
+        blurred = colour[soft]
         for axis in (-1, -2):
-            around = _next(colour, axis, -1) + _next(colour, axis, 1)
-            colour = colour + softness * (0.5 * around - colour)
+            around = _next(blurred, axis, -1) + _next(blurred, axis, 1)
+            blurred = blurred + softness * (0.5 * around - blurred)
+        colour[soft] = blurred
     if noise > 0:
         colour = colour + deviation * _noise(colour, frames, window, salt)
-    return colour.clamp(0, 1)
+    return colour.clamp_(0, 1)
 
 
 def _next(colour: Float[Tensor, "b t 3 h w"], axis: int, step: int) -> Float[Tensor, "b t 3 h w"]:
@@ -58,17 +61,15 @@ def _next(colour: Float[Tensor, "b t 3 h w"], axis: int, step: int) -> Float[Ten
 def _noise(
     colour: Float[Tensor, "b t 3 h w"], frames: Int64[Tensor, "b t"], window: Window, salt: Int64[Tensor, " b"]
 ) -> Float[Tensor, "b t 3 h w"]:
-    """Independent numbers of mean 0 and deviation 1 (a triangle's distribution), by hashing where they are."""
-    channels, height, width = colour.shape[-3:]
-
-    def count(size: int) -> Int64[Tensor, " size"]:
-        return torch.arange(size, device=colour.device)
-
-    x = (count(width) + window.corner[:, :1]).view(-1, 1, 1, 1, width)
-    y = (count(height) + window.corner[:, 1:]).view(-1, 1, 1, height, 1)
-    frame = (frames * 7919 + salt[:, None]).view(*frames.shape, 1, 1, 1)
-    h = (x * 374761393 + y * 668265263 + count(channels).view(-1, 1, 1) * 2246822519 + frame * 97711) & 0xFFFFFFFF
+    """Independent numbers of mean 0 and deviation 1, evenly distributed, by hashing where they are."""
+    height, width = colour.shape[-2:]
+    x = torch.arange(width, device=colour.device) + window.corner[:, :1]
+    y = torch.arange(height, device=colour.device) + window.corner[:, 1:]
+    frame = (frames * 7919 + salt[:, None]) * 97711
+    along_y = (frame[:, :, None] + y[:, None] * 668265263) & 0xFFFFFFFF
+    h = (along_y[..., None] + (x * 374761393)[:, None, None]) & 0xFFFFFFFF
     h = ((h ^ (h >> 15)) * 739982445) & 0xFFFFFFFF
     h = ((h ^ (h >> 12)) * 695872825) & 0xFFFFFFFF
     h = h ^ (h >> 15)
-    return ((h & 0xFFFF) - (h >> 16)).to(colour.dtype) * (6**0.5 / 65536)
+    ten = torch.stack([h & 1023, (h >> 10) & 1023, (h >> 20) & 1023], 2)
+    return (ten.to(colour.dtype) - 511.5) * (12**0.5 / 1024)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fourd_synth.shapes import NEAR, Vector
-from fourd_synth.tracing import Hits, Rays, trace
+from fourd_synth.tracing import BACKGROUND, Hits, Rays, trace
 from fourd_synth.views import LEAST_MOTION, Views
 
 EXACT = 1e-4
@@ -80,7 +80,9 @@ def seen(views: Views, points: Points, frame: Int64[Tensor, " t"]) -> Seen:
     ahead = at.z > NEAR
     z = torch.where(ahead, at.z, 1.0)
     rays = Rays(frame, torch.where(ahead, at.x / z, 0.0), torch.where(ahead, at.y / z, 0.0))
-    hits = trace(views, rays)
+    # Seen from inside, a room, a dome and a plane hide nothing of themselves.
+    rear = points.slot < BACKGROUND
+    hits = trace(views, rays, Hits(torch.where(rear, z, torch.inf), points.slot))
     gap = hits.z / z - 1  # negative: something is before the point
     own = hits.slot == points.slot
     hidden = gap < -EXACT

@@ -27,7 +27,7 @@ class TextureBank:
         self.texels = (each.transpose(0, 1).flatten(1) * 255).round().to(torch.uint8).contiguous()
         self._per_texture = each.shape[2]
         ends = torch.tensor([level.shape[-1] ** 2 for level in levels]).cumsum(0)
-        self._starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+        self._starts = torch.cat([ends.new_zeros(1), ends[:-1]]).int()
 
     def to(self, device: torch.device) -> TextureBank:
         """The same on a device."""
@@ -43,31 +43,23 @@ class TextureBank:
     ) -> Float[Tensor, "3 *m"]:
         """Colours in [0, 1] at positions (whole numbers are repeats), seen by pixels of this size in the same unit.
 
-        Between the two levels whose texels are next in size, and on each between four texels.
+        Between four texels of the level whose texels come closest to the pixel in size.
         """
-        start = texture % self.count * self._per_texture
-        # log2 by the number's own exponent; between powers of two linear, which no eye tells from the logarithm.
-        fine, exponent = torch.frexp((footprint * self.side).clamp(1, 2.0 ** (self.levels - 1) - 1e-3))
-        level = exponent.long() - 1
-        share = 2 * fine - 1
-        near, far = self._level(start, u, v, level), self._level(start, u, v, level + 1)
-        return near + (far - near) * share
-
-    def _level(
-        self, start: Int[Tensor, "*m"], u: Float[Tensor, "*m"], v: Float[Tensor, "*m"], level: Int[Tensor, "*m"]
-    ) -> Float[Tensor, "3 *m"]:
+        texels = (footprint * self.side * 0.7071).clamp(0.5, 2.0 ** (self.levels - 1) - 1e-3)
+        level = torch.frexp(texels).exponent  # log2 rounded: by the number's own exponent, so exactly alike everywhere
         side = self.side >> level
         x, y = u * side - 0.5, v * side - 0.5
         left, top = x.floor(), y.floor()
         across, down = x - left, y - top
         mask = side - 1
-        columns, rows = left.long(), top.long()
-        columns, rows = (columns & mask, (columns + 1) & mask), (rows & mask, (rows + 1) & mask)
-        start = start + self._starts[level]
-        (a, b), (c, d) = (tuple(self._texel(start + row * side + column) for column in columns) for row in rows)
+        columns, rows = left.int(), top.int()
+        start = (texture % self.count * self._per_texture).int() + self._starts[level]
+        west, east = columns & mask, (columns + 1) & mask
+        north, south = start + (rows & mask) * side, start + ((rows + 1) & mask) * side
+        a, b = self._texel(north + west), self._texel(north + east)
+        c, d = self._texel(south + west), self._texel(south + east)
         upper, lower = a + (b - a) * across, c + (d - c) * across
-        return upper + (lower - upper) * down
+        return (upper + (lower - upper) * down) * (1 / 255)
 
     def _texel(self, index: Int[Tensor, "*m"]) -> Float[Tensor, "3 *m"]:
-        taken = self.texels.index_select(1, index.flatten())
-        return (taken.float() * (1 / 255)).unflatten(1, index.shape)
+        return self.texels.index_select(1, index.flatten()).unflatten(1, index.shape).float()

@@ -13,6 +13,8 @@ from fourd_synth import shapes
 from fourd_synth.shapes import Vector
 from fourd_synth.views import Views
 
+BACKGROUND = 2
+"""Slots of the room or dome and the ground."""
 MARGIN = 1e-4
 """By how much a thing's rectangle is enlarged, in x / z, so that rounding loses no hit at its edge."""
 
@@ -34,14 +36,22 @@ class Hits(NamedTuple):
     slot: Int64[Tensor, "t h w"]
 
 
-def trace(views: Views, rays: Rays) -> Hits:
-    """The nearest thing along each ray."""
+def trace(views: Views, rays: Rays, behind: Hits | None = None) -> Hits:
+    """The nearest thing along each ray.
+
+    Args:
+        behind: hits with the background that are known already, infinite where there are none; where a tile has
+            nothing else, the background is not asked.
+    """
     frame, x, y = rays
     things = views.counts.things
     shape = torch.broadcast_shapes(x.shape, y.shape)
-    z = x.new_full(shape, torch.inf)
-    slot = torch.zeros(shape, dtype=torch.int64, device=x.device)
     near = _reached(views, rays)
+    if behind is None:
+        z, slot = x.new_full(shape, torch.inf), torch.zeros(shape, dtype=torch.int64, device=x.device)
+    else:
+        z, slot = (values.clone() for values in behind)
+        near[:, :BACKGROUND] &= (z == torch.inf).flatten(1).any(1, keepdim=True)
     room = views.room[frame]
 
     def meet(candidates: Bool[Tensor, "t n"], first: int, shape: Callable[..., Tensor], outline: bool = False) -> None:
@@ -85,5 +95,5 @@ def _reached(views: Views, rays: Rays) -> Bool[Tensor, "t n"]:
     x, y = rays.x.flatten(1), rays.y.flatten(1)
     reached = (left - MARGIN <= x.amax(1, keepdim=True)) & (right + MARGIN >= x.amin(1, keepdim=True))
     reached &= (top - MARGIN <= y.amax(1, keepdim=True)) & (bottom + MARGIN >= y.amin(1, keepdim=True))
-    reached[:, :2] = left[:, :2] < torch.inf
+    reached[:, :BACKGROUND] = left[:, :BACKGROUND] < torch.inf
     return reached
