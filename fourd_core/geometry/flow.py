@@ -34,8 +34,9 @@ def flow_disagreement(flow: Float[Tensor, "b 2 2 h w"]) -> Float[Tensor, "b 2 1 
         flow: in pixels: from each of two frames to the other one.
     """
     there, back = flow.flatten(0, 1), flow.flip(1).flatten(0, 1)
-    distance: Tensor = half_frames(there + sample_along(back, there)).norm(dim=1, keepdim=True)
-    return distance.unflatten(0, flow.shape[:2])
+    distance = half_frames(there + sample_along(back, there)).norm(dim=1, keepdim=True)
+    answer: Tensor = distance.unflatten(0, flow.shape[:2])
+    return answer
 
 
 def half_frames(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 2 h w"]:
