@@ -25,7 +25,9 @@ from fourd_core.weights import read_state_dict
 
 
 def run_recipe(recipe: Recipe, folder: Path, stages: Collection[str] = (), command: Sequence[str] = ()) -> Run:
-    """Run a recipe's stages (those named, or its default ones) in its order; what is done in `folder` is not repeated.
+    """Run a recipe's stages in its order: those named, or all but the ones that are run by name only.
+
+    What is done in `folder` is not repeated.
 
     Everything that can be checked before writing is checked first, so that a mistake leaves no folder behind. Where
     torchrun started several processes they train together, and only the first one returns from here.
@@ -37,7 +39,7 @@ def run_recipe(recipe: Recipe, folder: Path, stages: Collection[str] = (), comma
     for stage in stages:
         if stage not in recipe.stages:
             raise RecipeError(f"there is no stage '{stage}' in this recipe; it has: {', '.join(recipe.stages)}")
-    stages = stages or recipe.default_stages or tuple(recipe.stages)
+    stages = stages or [name for name, stage in recipe.stages.items() if not getattr(stage.config, "by_name", False)]
     with joined() as group:
         start = group.from_first(lambda: _look(recipe, folder))
         recipe = attrs.evolve(recipe, device=start.device, threads=start.threads)
@@ -144,7 +146,8 @@ def _prepare_torch(recipe: Recipe) -> torch.device:
     assert recipe.threads is not None
     torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging: each new tensor is written twice
+    # For debugging: every new tensor would be written twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = pick_device(recipe.device)
     if current().size > 1 and (device.index is not None or device.type == "mps"):
         raise RunError(

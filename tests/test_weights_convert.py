@@ -21,7 +21,7 @@ from fourd_core import __version__
 from fourd_core.errors import FourdError, WeightsError
 from fourd_core.weights import describe_checkpoint, load_weights, read_state_dict
 from fourd_core.weights.assets import Known, find
-from fourd_core.weights.convert import convert, licence_of, separated
+from fourd_core.weights.convert import convert, for_recipe, licence_of, separated
 from fourd_core.weights.describe import families, key_tree, look_into
 
 L4P = {"name": "l4p", "summary": "L4P", "file_name": "l4p_v1.ckpt", "licence": "CC-BY-NC-SA-4.0", "noncommercial": True,
@@ -86,6 +86,15 @@ def test_tensors_that_share_memory_are_written_twice(l4p: Known, tmp_path: Path)
     shared = {"a": base, "b": base, "row": base.view(2, 3)[1], "empty": torch.zeros(0), "empty2": torch.zeros(0)}
     save_file(separated(shared), tmp_path / "shared")
     assert read_state_dict(str(tmp_path / "shared"))["row"].tolist() == [3.0, 4.0, 5.0]
+
+
+def test_weights_of_our_own_are_taken_for_nobody_elses(l4p: Known, tmp_path: Path) -> None:
+    """Their names may hold a published file's: an encoder with the same names inside is `backbone.` here."""
+    own = separated({f"backbone.{name}": value for name, value in l4p_state().items()})
+    save_file(own, tmp_path / "own.safetensors")
+    assert for_recipe(str(tmp_path / "own.safetensors")).keys() == own.keys()
+    save_file(separated(l4p_state()), tmp_path / "published.safetensors")
+    assert for_recipe(str(tmp_path / "published.safetensors")).keys() != l4p_state().keys()
 
 
 def test_the_wrong_kind_says_what_it_looks_like(l4p: Known, tmp_path: Path) -> None:

@@ -135,5 +135,7 @@ class EvaluateConfig:
     """`[stages.NAME.metrics.X] use = "..."`."""
     data: ComponentConfig | None = component("datasets", None)
     """`[stages.NAME.data] use = "..."`: what this stage measures on; none: the recipe's `[data]`."""
+    by_name: bool = False
+    """Run only where the command names this stage: `fourd run RECIPE STAGE`."""
     beside: tuple[Location, ...] = ()
     """Run folders or result files whose rows stand in the same table, where they were measured the same way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from copy import copy
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, cast
 
@@ -19,12 +20,14 @@ from fourd_core.media.arrays import ArrayStore
 from fourd_core.media.exports import ExportFormat, check_formats, export_video
 from fourd_core.media.outputs import named, queries_path, write_queries
 from fourd_core.media.row import draw
-from fourd_core.media.views import View
+from fourd_core.media.views import View, ViewConfig
 from fourd_core.progress import track
 from fourd_core.queries import queries_for
+from fourd_core.recipe import Location
 from fourd_core.run_folder import Interrupted, Run
 from fourd_core.sinks import ArraySink
 from fourd_core.streaming import StreamConfig, check_windows, view_of, window_count, windows_done
+from fourd_core.system import load
 from fourd_core.upsampling.streaming import Upsampler
 from fourd_core.viewer.page import check_viser, page_path, write_viewer
 
@@ -35,6 +38,8 @@ class PredictJob(Job):
     config: PredictConfig
 
     def prepare(self) -> None:
+        if self.config.recipe is not None:
+            self._take(str(self.config.recipe))
         self.videos = named(self.data.videos("all"))
         if not self.videos:
             raise RecipeError(f"[stages.{self.stage}] has nothing to predict: the data holds no video")
@@ -47,6 +52,15 @@ class PredictJob(Job):
         self._check_outputs()
         for video in self.videos.values():
             self._queries(video, self._view(video))
+
+    def _take(self, source: str) -> None:
+        """Predict with another recipe's system, which sees the same videos in its own way."""
+        self.system = load(source, [f"device={self.recipe.device}"])
+        assert self.system.recipe is not None
+        self.recipe = attrs.evolve(self.system.recipe, queries=self.recipe.queries)
+        if isinstance(self.recipe.data.config, ViewConfig):
+            self.data = copy(self.data)
+            self.data.view = self.recipe.data.config
 
     def _check_outputs(self) -> None:
         """Refuse what could not be written in the end; a head that does not announce its kind is waited for."""
@@ -159,6 +173,9 @@ class PredictConfig(StreamConfig):
 
     create: ClassVar[type[Job]] = PredictJob
 
+    recipe: Location | None = None
+    """Predict with the system of this recipe or run folder, which has another backbone, say, instead of with this
+    recipe's; the videos and the queries are this recipe's, and how a frame is seen is the other's."""
     precision: Literal["float16", "float32"] = "float16"
     """How features and masks are stored; depth, flow, cameras and tracks are always float32."""
     npz: bool = False

@@ -273,6 +273,8 @@ class TrainConfig:
     """What is learned; `[stages.NAME.objective] use = "..."`."""
     data: ComponentConfig | None = component("datasets", None)
     """`[stages.NAME.data] use = "..."`: what this stage learns from; none: the recipe's `[data]`."""
+    by_name: bool = False
+    """Run only where the command names this stage: `fourd run RECIPE STAGE`."""
     learn: tuple[str, ...] = ()
     """The heads that learn, by name, each with its memory; none named: all. The others stay as they are."""
     learn_blocks: int = attrs.field(default=0, validator=attrs.validators.ge(-1))

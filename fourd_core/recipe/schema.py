@@ -180,10 +180,3 @@ class Recipe:
     """`[cluster]`: many processes or machines for a stage with `job = "cues"`."""
     stages: dict[str, StageConfig] = attrs.field(factory=dict, validator=_check_names)
     """`[stages.NAME]`: what is done, in the file's order."""
-    default_stages: tuple[str, ...] = attrs.field(default=())
-    """The stages that `fourd run` runs where it names none; empty: all."""
-
-    @default_stages.validator
-    def _(self, attribute: object, value: tuple[str, ...]) -> None:
-        if missing := [name for name in value if name not in self.stages]:
-            raise ValueError(f'names "{missing[0]}", and the recipe has the stages {", ".join(self.stages) or "none"}')

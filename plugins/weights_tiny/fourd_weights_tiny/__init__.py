@@ -1,0 +1,1 @@
+"""Small weights that the project trained itself; recipes name them `package:fourd_weights_tiny/FILE`."""
