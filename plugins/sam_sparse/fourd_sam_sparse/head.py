@@ -27,8 +27,8 @@ RECALLED = ("feature", "handed", "scale", "columns", "rows", "base")
 """What a memory may say of each query: the track's `feature` (`b n c`), whether there is one (`b n`), and the history
 that is added to the first `m` of the video's tokens, as the fields of `LowRank` and their base (`b n m c`)."""
 REMEMBERED = ("logit", "log_depth", "feature", "mixing", "values", "moments", "norms")
-"""What is left for a memory and for an objective: the visibility's `logit` and the logarithm of the depth (`b n t`), the
-track's `feature` (`b n c`), and the fields of `Written`, by query but for the norms (`b l 2 c`)."""
+"""What is left for memories and objectives: `logit` of the visibility and `log_depth` (`b n t`), the track's `feature`
+(`b n c`), and the fields of `Written`, by query but for the norms (`b l 2 c`)."""
 
 
 class SamTrack(Head):
