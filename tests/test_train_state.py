@@ -209,6 +209,16 @@ def test_what_is_not_finite_stops_before_the_step(
     assert logged(tmp_path / "a") == logged(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_gradient_of_zero_is_said_once(fourd: Fourd, recipe: Path, tmp_path: Path, weight: float) -> None:
+    keys = sets(**{"objective.weight": weight, "steps": 4})
+    answer = fourd("run", recipe, "train", *keys, "--out", "a", check=0)
+    said = "[stages.train] the gradient of step 1 is zero: nothing is learned from it"
+    for text in (answer.stderr, (tmp_path / "a/log.txt").read_text()):
+        assert text.count(said) == text.count("is zero") == (weight == 0)
+    assert [entry["gradient_norm"] == 0 for entry in logged(tmp_path / "a")] == 4 * [weight == 0]
+
+
 def test_a_rate_that_is_too_high(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
     answer = fourd("run", toy_recipe, "train", "--set", "stages.train.lr=1e30", "--out", "a", check=2)
     assert "the loss of step 2 is inf" in answer.stderr

@@ -57,10 +57,12 @@ class MeanSquare(Regression):
         """A text file with the numbers of frames that are bad."""
         steep: bool = False
         """Whether only the gradient of a bad frame is not finite."""
+        weight: float = 1.0
+        """Of the loss."""
 
     def __init__(self, config: Config, system: Any) -> None:
         super().__init__(config, system)
-        self.bad, self.steep = config.bad, config.steep
+        self.bad, self.steep, self.weight = config.bad, config.steep, config.weight
         self.statistics = nn.BatchNorm1d(
             1, affine=False
         )  # its buffers change with every forward, also with one that fails
@@ -80,7 +82,7 @@ class MeanSquare(Regression):
         spoilt = torch.where(bad, torch.nan, 0.0)
         self.statistics((distance.detach() + spoilt)[:, None])
         loss = distance.mean() + ((distance[bad] * 0).sqrt().sum() if self.steep else spoilt.mean())
-        return {"loss": loss, "draw": torch.rand((), generator=generator) + torch.rand(())}
+        return {"loss": self.weight * loss, "draw": torch.rand((), generator=generator) + torch.rand(())}
 
     def describe(self, data: Dataset, batch: Mapping[str, Tensor]) -> str:
         """The frames' numbers."""
