@@ -58,7 +58,8 @@ class AnnotatedFrames(AnnotatedVideo):
 
     Args:
         location: the folder of the data set.
-        key: what the sequence is called within it.
+        key: what the sequence is called within it; a reader finds its files by `path`, which it is too, since a mixture
+            gives sequences longer keys.
         known: which of `fourd_core.interfaces.TRUTHS`.
         frame_rate: frames per second.
     """
@@ -73,7 +74,7 @@ class AnnotatedFrames(AnnotatedVideo):
         frame_rate: float,
         intrinsics: Float[Tensor, "3 3"] | None = None,
     ) -> None:
-        self.location, self.key = location, key
+        self.location, self.path, self.key = location, key, key
         self.name = f"{location.rstrip('/')}/{key}"
         self.frame_count, self.size, self.known, self.intrinsics = frame_count, size, known, intrinsics
         self._frame_rate = frame_rate
