@@ -43,11 +43,14 @@ def check_recipe(recipe: Recipe) -> None:
     missing = _prepare(recipe, system, data)
     first = videos[0]
     view = view_of(data.view, first.size, system.backbone.spec)
+    found = getattr(data, "layout", None)
+    layout = f' in the layout "{found}"' if found else ""
     components, shapes = _components(recipe), _shapes(system, view, recipe)
     console = console_for(components, shapes)
     console.print(components)
     console.print(
-        f"data: {len(videos)} video(s); {first.name}: {first.frame_count} frames of {first.size[1]}x{first.size[0]}"
+        f"data: {len(videos)} video(s){layout}; {first.name}: {first.frame_count} frames of "
+        f"{first.size[1]}x{first.size[0]}"
     )
     console.print(shapes)
     for where, weights in named_weights(system):

@@ -200,6 +200,14 @@ def test_check_finds_what_a_run_would(fourd: Fourd, toy_recipe: Path, override: 
     assert says in answer.stderr
 
 
+def test_check_says_as_what_a_folder_was_read(fourd: Fourd, toy_recipe: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        write_video(tmp_path / "set" / f"{name}.mp4", frames=6)
+    said = fourd("check", toy_recipe, "--set", f"data.root={tmp_path}/set", "--set", "data.held_out=0.5", check=0)
+    assert 'data: 2 video(s) in the layout "videos"; ' in said.stdout
+
+
 def test_check_goes_on_where_weights_are_not_fetched_yet(
     fourd: Fourd, toy_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def test_davis(tmp_path: Path, place: str, layout: str) -> None:
     assert keys(data, "train") == ["JPEGImages/480p/bear", "JPEGImages/480p/bmx-bumps"]
     assert keys(data, "held_out") == ["JPEGImages/480p/blackswan"]
     assert [name.rpartition("/")[2] for name in keys(data, "all")] == ["aerobatics", "bear", "blackswan", "bmx-bumps"]
+    assert data.layout == "davis"
     video = data.videos("train")[1]
     assert (video.key, video.frame_count, video.size) == ("JPEGImages/480p/bmx-bumps", 4, (32, 80))
     assert numbers(video.read([3, 0, 2])) == [3, 0, 2]
@@ -140,9 +141,11 @@ def tree() -> Files:
 @pytest.mark.parametrize("place", PLACES)
 def test_any_tree_of_videos(tmp_path: Path, place: str) -> None:
     data = opened(put(tree(), place, tmp_path), held_out=0.35)
+    assert data.layout is None, "not looked at yet"
     assert keys(data, "all") == ["b9.mp4", "b10.mp4", "day 2/left", "day 2/raw/cam[1].mkv", "day 10/left"]
     assert keys(data, "train") == keys(data, "all")[:3]
     assert keys(data, "held_out") == keys(data, "all")[3:]
+    assert data.layout == "videos"
     assert [video.frame_count for video in data.videos("all")] == [2, 2, 2, 2, 3]
     assert numbers(data.videos("all")[4].read([2, 1])) == [2, 1]
 

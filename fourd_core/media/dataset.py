@@ -228,6 +228,11 @@ class VideoFiles(Dataset):
             self._splits[split] = self._of_root(split) if self.config.root else self._of_places(split)
         return self._splits[split]
 
+    @property
+    def layout(self) -> Layout | None:
+        """As what the root was read, once its videos were asked for; None of single videos."""
+        return None if self._collection is None else self._collection.layout
+
     def _of_root(self, split: Split) -> Videos:
         config = self.config
         if self._collection is None or self._opened is None:

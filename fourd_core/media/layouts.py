@@ -57,6 +57,8 @@ class Collection:
     """Whether two videos may differ in their folders only, so that a list must name these too."""
     counted: bool = False
     """Whether the frames of a video are published with numbers that leave none out."""
+    layout: Layout = "auto"
+    """As what it was read."""
 
     def split(self, split: Split, share: float) -> Sequence[str]:
         """The videos of a part: as the data set comes split, else its last `share` is held out, whole videos.
@@ -252,8 +254,12 @@ def read_collection(location: str, layout: Layout = "auto", only: str | None = N
     folder = open_folder(location)
     listed = _Listed(folder)
     tried = {name: item for name, item in LAYOUTS.items() if layout in ("auto", name)}
-    collection = next((found for _, read in tried.values() if (found := read(listed)) is not None), None)
-    if collection is None:
+    for name, (_, read) in tried.items():
+        collection = read(listed)
+        if collection is not None:
+            collection = attrs.evolve(collection, layout=name)
+            break
+    else:
         looked_for = "; ".join(f"{name} ({telltale})" for name, (telltale, _) in tried.items())
         raise MediaError(
             f"{location} is no data set that can be read: looked for {looked_for}; found "
