@@ -19,6 +19,8 @@ Source: Mehl et al., Spring: a high-resolution high-detail dataset and benchmark
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import attrs
 import torch
 from jaxtyping import Float, Float64, UInt8
@@ -45,13 +47,13 @@ class SpringSequence(EvaluationFrames):
         self._numbers = list(range(1, self._last + 1))[start : None if count is None else start + count]
         self._there = frozenset(root.names(self._folder))
         self._threshold = motion_threshold
-        self._poses, self._pinholes = _cameras(root, self._folder) if "cam_data" in self._there else (None, None)
-        with_depth = "disp1_left" in self._there and self._pinholes is not None
+        self._cameras = _cameras(root, self._folder) if "cam_data" in self._there else None
+        with_depth = "disp1_left" in self._there and self._cameras is not None
         known = {
             "depth": with_depth,
             "flow": bool({"flow_FW_left", "flow_BW_left"} & self._there),
             "motion": with_depth and any(self._has_motion(later) for later in (True, False)),
-            "cameras": self._pinholes is not None,
+            "cameras": self._cameras is not None,
         }
         super().__init__(
             root.location,
@@ -60,7 +62,7 @@ class SpringSequence(EvaluationFrames):
             size=picture_size(root, self._file("frame_left", 0, "png")),
             known=frozenset(name for name, is_known in known.items() if is_known),
             frame_rate=24,
-            intrinsics=None if self._pinholes is None else self._pinholes[self._numbers[0] - 1].float(),
+            intrinsics=None if self._cameras is None else self.camera(0)[1].float(),
         )
 
     def picture(self, index: int) -> UInt8[Tensor, "3 h w"]:
@@ -69,8 +71,7 @@ class SpringSequence(EvaluationFrames):
 
     def depth(self, index: int) -> Float[Tensor, "1 h w"]:
         """As `AnnotatedFrames.depth`; the sky's is not known."""
-        assert self._pinholes is not None
-        return _depth(self._map("disp1_left", index), self._pinholes[self._numbers[index] - 1]).float()
+        return _depth(self._map("disp1_left", index), self.camera(index)[1]).float()
 
     def flow(self, index: int, to: int) -> Float[Tensor, "2 h w"] | None:
         """As `AnnotatedFrames.flow`."""
@@ -84,29 +85,28 @@ class SpringSequence(EvaluationFrames):
         if not later and not (number > 1 and self._has_motion(False)):
             return None
         direction, other = ("FW", number + 1) if later else ("BW", number - 1)
-        assert self._poses is not None
-        assert self._pinholes is not None
+        assert self._cameras is not None
+        cameras = [(self._cameras.world_from_cam[at - 1], self._cameras.intrinsics[at - 1]) for at in (number, other)]
         stored = self._stored(f"flow_{direction}_left", index)
         doubled, flow = stored.shape[-1] > self.size[1], self._at_pixels(stored).double()
         depths = [
-            _depth(self._map(folder, index), self._pinholes[at - 1])[0]
-            for folder, at in (("disp1_left", number), (f"disp2_{direction}_left", other))
+            _depth(self._map(folder, index), intrinsics)[0]
+            for folder, (_, intrinsics) in zip(("disp1_left", f"disp2_{direction}_left"), cameras, strict=True)
         ]
         here = pixel_centres(self.size, like=flow) - 0.25 * doubled
         there = here + flow.permute(1, 2, 0)
         points = [
-            transform(self._poses[at - 1], unproject(xy, depth, self._pinholes[at - 1]))
-            for xy, depth, at in zip((here, there), depths, (number, other), strict=True)
+            transform(pose, unproject(xy, depth, intrinsics))
+            for xy, depth, (pose, intrinsics) in zip((here, there), depths, cameras, strict=True)
         ]
-        moved = (points[1] - points[0]).norm(dim=-1) * self._pinholes[number - 1][0, 0] / depths[0]
+        moved: Tensor = (points[1] - points[0]).norm(dim=-1) * cameras[0][1][0, 0] / depths[0]
         return (moved > self._threshold).float().where(moved.isfinite(), torch.nan)[None]
 
     def camera(self, index: int) -> Camera:
         """As `AnnotatedFrames.camera`."""
-        assert self._poses is not None
-        assert self._pinholes is not None
+        assert self._cameras is not None
         at = self._numbers[index] - 1
-        return self._poses[at], self._pinholes[at]
+        return self._cameras.world_from_cam[at], self._cameras.intrinsics[at]
 
     def _has_motion(self, later: bool) -> bool:
         direction = "FW" if later else "BW"
@@ -171,8 +171,14 @@ def _depth(disparity: Float[Tensor, "1 h w"], intrinsics: Float64[Tensor, "3 3"]
     return depth.where(disparity > 0, torch.nan)
 
 
-def _cameras(root: Root, folder: str) -> tuple[Float64[Tensor, "n 4 4"], Float64[Tensor, "n 3 3"]]:
-    """Poses and pinholes of all frames of a sequence, in order."""
+class Cameras(NamedTuple):
+    """Of all frames of a sequence, in order."""
+
+    world_from_cam: Float64[Tensor, "n 4 4"]
+    intrinsics: Float64[Tensor, "n 3 3"]
+
+
+def _cameras(root: Root, folder: str) -> Cameras:
     pinholes = numbers(root, f"{folder}/cam_data/intrinsics.txt")
     poses = numbers(root, f"{folder}/cam_data/extrinsics.txt").view(-1, 4, 4)
-    return inverse(poses), intrinsics_matrix(pinholes[:, :2], pinholes[:, 2:])
+    return Cameras(inverse(poses), intrinsics_matrix(pinholes[:, :2], pinholes[:, 2:]))

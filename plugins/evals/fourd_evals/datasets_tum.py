@@ -239,7 +239,8 @@ def pair(colours: Sequence[str], depths: Sequence[str], pairing: Pairing) -> dic
     """The depth file of each picture that has one."""
     if pairing == "index":
         return dict(zip(colours, depths, strict=False))
-    return {colours[i]: depths[j] for i, j in associate(*(list(map(timestamp, names)) for names in (colours, depths)))}
+    pairs = associate([timestamp(name) for name in colours], [timestamp(name) for name in depths])
+    return {colours[i]: depths[j] for i, j in pairs}
 
 
 def associate(first: Sequence[float], second: Sequence[float], tolerance: float = TOLERANCE) -> list[tuple[int, int]]:

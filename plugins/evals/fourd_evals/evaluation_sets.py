@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 

@@ -72,10 +72,27 @@ def vkitti2_miniature() -> str:
     ids[4:8, :4], ids[4:8, 4:8], ids[4:8, 8:12] = 1, 2, 8
     flows = {name: constant(value) for name, value in (("forward", FORWARD), ("backward", BACKWARD))}
     for scene in ("Scene01", "Scene20"):
-        boxes: list[list[Any]] = ["frame cameraID trackID left right top bottom isMoving".split()]
-        columns = "r1,1 r1,2 r1,3 t1 r2,1 r2,2 r2,3 t2 r3,1 r3,2 r3,3 t3 0 0 0 1".split()
+        boxes: list[list[Any]] = [["frame", "cameraID", "trackID", "left", "right", "top", "bottom", "isMoving"]]
+        columns = [
+            "r1,1",
+            "r1,2",
+            "r1,3",
+            "t1",
+            "r2,1",
+            "r2,2",
+            "r2,3",
+            "t2",
+            "r3,1",
+            "r3,2",
+            "r3,3",
+            "t3",
+            "0",
+            "0",
+            "0",
+            "1",
+        ]
         poses: list[list[Any]] = [["frame", "cameraID", *columns]]
-        pinholes: list[list[Any]] = ["frame cameraID K[0,0] K[1,1] K[0,2] K[1,2]".split()]
+        pinholes: list[list[Any]] = [["frame", "cameraID", "K[0,0]", "K[1,1]", "K[0,2]", "K[1,2]"]]
         for n in range(3):
             for camera in (0, 1):
                 boxes += [[n, camera, track, 0, 3, 4, 7, (track == 0) == (camera == 0)] for track in (0, 1)]
@@ -247,7 +264,7 @@ def _rgbd(name: str, sequences: tuple[str, ...], frames: int) -> str:
         poses: list[list[Any]] = [["# timestamp tx ty tz qx qy qz qw"]]
         for n in range(frames):
             time = 1311868164 + 0.04 * n
-            codes = np.full(SIZE, 5000 + 500 * n, np.uint16)
+            codes = np.full(SIZE, 5000 + 100 * n, np.uint16)
             codes[0] = 0
             files[f"{sequence}/rgb/{time:.6f}.png"] = encoded(picture(700 + 300 * number + n))
             if n != 1:  # a depth map was dropped
@@ -263,7 +280,7 @@ def _rgbd(name: str, sequences: tuple[str, ...], frames: int) -> str:
 
 @cache
 def tum_miniature(frames: int = 5) -> str:
-    """Two of TUM's sequences: a metre deep and a tenth more each frame; frame 1 has no depth, frame 2 no pose."""
+    """Two of TUM's sequences: a metre deep and 2 cm more each frame; frame 1 has no depth, frame 2 no pose."""
     return _rgbd(f"tum-{frames}", ("rgbd_dataset_freiburg3_sitting_xyz", "rgbd_dataset_freiburg3_walking_rpy"), frames)
 
 

@@ -8,7 +8,7 @@ layout that a pickle states, is asked.
 from __future__ import annotations
 
 import pickle
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -49,11 +49,16 @@ class _Array:
             self.value = _numbers(data, dtype, shape, "F" if column_major else "C").value
 
 
-def _numbers(data: bytes, dtype: _DType, shape: tuple[int, ...], order: str, *_: object) -> _Array:
+def _numbers(
+    data: bytes | bytearray, dtype: _DType, shape: tuple[int, ...], order: str, axes: tuple[int, ...] | None = None
+) -> _Array:
+    """`order`: "C" or "F"; "K": rows first, then the axes are permuted."""
     if dtype.dtype.hasobject:
         raise pickle.UnpicklingError("an array of addresses")
     array = _Array()
     array.value = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+    if order == "K" and axes is not None:
+        array.value = array.value.transpose(axes)
     return array
 
 
@@ -85,10 +90,11 @@ class _Unpickler(pickle.Unpickler):
         return _ADMITTED[module, name]
 
 
-def read_plain_pickle(file: BinaryIO, place: str) -> Any:
+def read_plain_pickle(file: Any, place: str) -> Any:
     """What a pickle holds: dicts, lists, tuples, texts, bytes, numbers and numpy arrays of these.
 
     Args:
+        file: a binary file.
         place: where the file is, for messages.
     Raises:
         MediaError: it is no pickle, is damaged, or names anything beside plain data (nothing of it was run).
@@ -97,8 +103,8 @@ def read_plain_pickle(file: BinaryIO, place: str) -> Any:
         return _plain(_Unpickler(file).load())
     except pickle.UnpicklingError as error:
         raise MediaError(
-            f"{place} is a pickle of more than numbers, texts and arrays ({error}), or damaged; such a file may run any "
-            "program and is not opened"
+            f"{place} is a pickle of more than numbers, texts and arrays ({error}), or damaged: such a file may run "
+            "any program and is not opened"
         ) from error
     except Exception as error:  # whatever bytes that are no pickle make of the reader's stack
         raise MediaError(f"{place} is not a pickle, or is damaged: {type(error).__name__} {error}") from error
