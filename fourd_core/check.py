@@ -13,13 +13,13 @@ from torch import nn
 
 from fourd_core import registry
 from fourd_core.data import Clip, Queries
-from fourd_core.errors import NotFetchedError, RecipeError, WeightsError
+from fourd_core.errors import FourdError, NotFetchedError, RecipeError, WeightsError
 from fourd_core.interfaces import Dataset, PretrainedWeights
 from fourd_core.media.views import View
 from fourd_core.provenance import component_sections, named_weights
 from fourd_core.recipe import Recipe
 from fourd_core.streaming import stream_config, view_of
-from fourd_core.system import System, build_dataset, build_system, pick_device
+from fourd_core.system import System, build_dataset, build_system, data_of, pick_device
 from fourd_core.tables import console_for
 from fourd_core.weights import cache
 from fourd_core.weights.convert import for_recipe
@@ -41,6 +41,7 @@ def check_recipe(recipe: Recipe) -> None:
     if not videos:
         raise RecipeError("[data] holds no video")
     missing = _prepare(recipe, system, data)
+    not_ready = _by_name(recipe, system, data)
     first = videos[0]
     view = view_of(data.view, first.size, system.backbone.spec)
     found = getattr(data, "layout", None)
@@ -59,7 +60,9 @@ def check_recipe(recipe: Recipe) -> None:
             highlight=False,
         )
     for name, stage in recipe.stages.items():
-        console.print(f"stage {name}: {stage.job}")
+        by_name = ", run by name only" if getattr(stage.config, "by_name", False) else ""
+        problem = f"; not ready here: {not_ready[name]}" if name in not_ready else ""
+        console.print(f"stage {name}: {stage.job}{by_name}{problem}", markup=False, highlight=False, soft_wrap=True)
     console.print("the recipe is whole" + (", except for these weights:" if missing else ""))
     for sentence in missing:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
@@ -68,7 +71,11 @@ def check_recipe(recipe: Recipe) -> None:
 def _prepare(recipe: Recipe, system: System, data: Dataset) -> list[str]:
     """Let stages and the recipe's weights say what is wrong; returns what is said of weights that are not here yet."""
     missing: dict[str, None] = {}
-    stages = [stage.config.create(name, stage.config, system, data, recipe) for name, stage in recipe.stages.items()]
+    stages = [
+        stage.config.create(name, stage.config, system, data_of(recipe, name, data), recipe)
+        for name, stage in recipe.stages.items()
+        if not getattr(stage.config, "by_name", False)
+    ]
     steps = [stage.prepare for stage in stages]
     steps += [partial(for_recipe, location) for location in (recipe.weights, recipe.trained) if location is not None]
     steps.append(partial(cache.require, [weights.location for _, weights in named_weights(system)]))
@@ -78,6 +85,21 @@ def _prepare(recipe: Recipe, system: System, data: Dataset) -> list[str]:
         except NotFetchedError as error:
             missing |= dict.fromkeys(str(error).splitlines())
     return list(missing)
+
+
+def _by_name(recipe: Recipe, system: System, data: Dataset) -> dict[str, str]:
+    """What stages that nobody may ever name complain about: their data, say, is not on this machine."""
+    problems = {}
+    for name, stage in recipe.stages.items():
+        if getattr(stage.config, "by_name", False):
+            try:
+                stage.config.create(name, stage.config, system, data_of(recipe, name, data), recipe).prepare()
+            except NotFetchedError:
+                continue  # said once, for all stages
+            except FourdError as error:
+                problems[name] = str(error)
+    system.learn_backbone(0)
+    return problems
 
 
 def _components(recipe: Recipe) -> Table:

@@ -14,13 +14,13 @@ import torch
 from fourd_core.distributed import current, joined
 from fourd_core.errors import FourdError, RecipeError, RunError
 from fourd_core.hooks import Hooks, load_hooks
-from fourd_core.interfaces import Dataset, Head
+from fourd_core.interfaces import Head
 from fourd_core.jobs import Job
 from fourd_core.provenance import new_record, versions, weights_in_use
 from fourd_core.recipe import Location, Recipe
 from fourd_core.recipe.values import plain
 from fourd_core.run_folder import Follower, Interrupted, Run, read_recipe, read_record, trained_weights
-from fourd_core.system import System, build_dataset, build_system, pick_device
+from fourd_core.system import System, build_dataset, build_system, data_of, pick_device
 from fourd_core.weights import read_state_dict
 
 
@@ -97,12 +97,8 @@ def _build(
     else:
         run = Follower(folder, recipe, start.record or {"stages": {}}, Hooks(), start.is_new)
     shared = build_dataset(recipe)
-
-    def data(name: str) -> Dataset:
-        return build_dataset(recipe, name) if getattr(recipe.stages[name].config, "data", None) else shared
-
     jobs = {
-        name: stage.config.create(name, stage.config, system, data(name), recipe)
+        name: stage.config.create(name, stage.config, system, data_of(recipe, name, shared), recipe)
         for name, stage in recipe.stages.items()
         if name in stages and not run.is_done(name) and (first or stage.job == "train")
     }

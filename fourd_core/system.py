@@ -420,6 +420,12 @@ def build_dataset(recipe: Recipe, stage: str | None = None) -> Dataset:
     return dataset
 
 
+def data_of(recipe: Recipe, stage: str, shared: Dataset) -> Dataset:
+    """What a stage works on: data of its own, or the recipe's, which all other stages share."""
+    own = getattr(recipe.stages[stage].config, "data", None)
+    return shared if own is None else build_dataset(recipe, stage)
+
+
 def pick_device(name: str) -> torch.device:
     """The device that a recipe's `device` names; "auto" takes CUDA, else the CPU.
 
