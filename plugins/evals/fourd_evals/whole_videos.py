@@ -1,0 +1,319 @@
+"""Whole videos through a system, and what is known of them: what the measurements of L4P's tasks share.
+
+Maps stay on the grid of the network's view as the system streams; they are brought to the pixels in which they are
+compared a window or a frame at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, cast
+
+import attrs
+import torch
+from attrs.validators import ge, optional
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from fourd_core.data import Maps, Predictions, Queries
+from fourd_core.errors import RecipeError
+from fourd_core.interfaces import AnnotatedVideo, Dataset, Head, Metric, Result, Split
+from fourd_core.media.views import View, ViewConfig
+from fourd_core.placement import Pixels
+from fourd_core.progress import track
+from fourd_core.recipe import ComponentConfig, component
+from fourd_core.streaming import Finished, StreamConfig, check_windows, stream, stream_config, view_of
+from fourd_core.system import NamedModules, System, build_component
+from fourd_core.truth import seen
+from fourd_evals.known_texture import KnownTextures, knowing_system
+from fourd_evals.paper import NAME as PAPER_NAME
+from fourd_evals.paper import paper_rows
+
+NAME = "system"
+"""The first column of these tables: whose answers were measured."""
+NOT_PROTOCOL = ("data", "paper", "trivial", "head")
+"""Keys that change none of the system's numbers."""
+Row = dict[str, str | float]
+Kind = Literal["depth", "flow", "mask", "cameras", "tracks"]
+
+
+@attrs.frozen(kw_only=True)
+class VideoMetricConfig:
+    """What is measured, and on what."""
+
+    data: ComponentConfig | None = component("datasets", None)
+    """A data set of videos with truth, `[stages.NAME.metrics.X.data] use = "..."`; none: the stage's data."""
+    split: Split = "held_out"
+    """Which part of it."""
+    videos: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    """No more than so many videos, the first of the part; none: all."""
+    frames: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    """No more than so many frames of each, the first; none: all."""
+    head: str | None = None
+    """The head that is measured; none: the recipe's only one of the kind."""
+    trivial: bool = False
+    """Also show what answers without any network score."""
+    paper: str = ""
+    """The data set in L4P's tables whose rows stand beside ours, "Sintel" or "Spring" for example; empty: none."""
+
+
+class FirstFrames(AnnotatedVideo):
+    """The beginning of a video."""
+
+    def __init__(self, video: AnnotatedVideo, frames: int) -> None:
+        self._video = video
+        self.name, self.key, self.size, self.known = video.name, video.key, video.size, video.known
+        self.frame_count, self.intrinsics = min(video.frame_count, frames), video.intrinsics
+
+    def __getattr__(self, name: str) -> Any:
+        """What a data set says of its videos beside the contract: a cap of the depth, queries."""
+        return getattr(self.__dict__["_video"], name)
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "t 3 h w"]:
+        """As the video's."""
+        return self._video.read(indices)
+
+    def times(self, indices: Sequence[int]) -> Float[Tensor, " t"]:
+        """As the video's."""
+        return self._video.times(indices)
+
+    def truth(self, indices: Sequence[int]) -> Predictions:
+        """As the video's."""
+        return self._video.truth(indices)
+
+
+@attrs.frozen(eq=False)
+class Look:
+    """One video as a system sees it.
+
+    Attributes:
+        system: with the heads that matter alone.
+        view: how a frame becomes the network's input.
+        windows: what it sees at a time.
+        pixels: where maps are compared: at the video's pixels, or on the view's.
+    """
+
+    system: System
+    video: AnnotatedVideo
+    view: View
+    windows: StreamConfig
+    pixels: Pixels
+
+    def parts(self, queries: Queries | None = None) -> Iterator[Finished]:
+        """The system's answers as they become final; maps on the view's grid, numbers in pixels of the video."""
+        return stream(self.system, self.video, self.view, self.windows, queries)
+
+    def truth(self, name: str, first: int, frames: int) -> Float[Tensor, "t c h w"]:
+        """True maps of frames `first ..` in the pixels of comparison; NaN where the view shows nothing."""
+        before = 1 if name == "flow" and first else 0  # flow is known to the frame before in what is asked for
+        known = self.video.truth(range(first - before, first + frames))
+        values = cast(Maps, known[name]).frames(before, before + frames)
+        if self.pixels == "view":
+            return cast(Maps, seen(Predictions({name: values}), self.view)[name]).values[0]
+        maps = values.values[0]
+        return maps if self.is_whole else maps.masked_fill(self._outside(), torch.nan)
+
+    def compared(self, maps: Float[Tensor, "t c y x"], flow: bool = False) -> Float[Tensor, "t c h w"]:
+        """Maps on the view's grid at the pixels of comparison; `flow`: they are measured in pixels of the video."""
+        if self.pixels == "video":
+            return self.view.restore(maps)
+        return maps * maps.new_tensor(self.view.scale).view(2, 1, 1) if flow else maps
+
+    def frames(self, first: int, count: int) -> Float[Tensor, "t 3 y x"]:
+        """Frames on the view's grid."""
+        return self.view.apply(self.video.read(range(first, first + count)))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the view shows all of the frame and nothing else."""
+        return self.view.corner == (0, 0) and self.view.resized == self.view.size
+
+    def _outside(self) -> Tensor:
+        return self.view.restore(torch.zeros(1, 1, *self.view.size)).isnan()[0]
+
+
+def with_heads(system: System, names: Sequence[str]) -> System:
+    """The same modules with these heads and their memories alone; the system itself stays as it is."""
+    part = copy.copy(system)
+    part._modules = dict(system._modules)
+    part.heads = NamedModules("heads", {name: system.heads[name] for name in names})
+    part.memories = NamedModules("memories", {name: m for name, m in system.memories.items() if name in names})
+    return part
+
+
+class VideoMetric(Metric):
+    """One task measured on videos whose truth is known; a subclass says what is scored how."""
+
+    title: ClassVar[str]
+    needs: ClassVar[str]
+    """Which truth, see `fourd_core.interfaces.TRUTHS`."""
+    kind: ClassVar[Kind]
+    """What the measured head predicts."""
+    table: ClassVar[str]
+    """The number of L4P's table; empty: it has none."""
+    printed: ClassVar[Mapping[str, str]]
+    """Our columns and what L4P's table calls them."""
+    Config: ClassVar[Any]
+    config: Any
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self._data: Dataset | None = None
+
+    @classmethod
+    def example(cls) -> Any:
+        """A generated miniature, the trivial answers too."""
+        return cls.Config(trivial=True)
+
+    @classmethod
+    def example_data(cls) -> Dataset:
+        """A generated miniature."""
+        return KnownTextures()
+
+    @classmethod
+    def example_system(cls) -> System:
+        """One that answers every question, wrongly."""
+        return knowing_system(error=0.2)
+
+    @abstractmethod
+    def scores(self, system: System) -> dict[str, Any]:
+        """What gathers the numbers, for the system (under its name, first) and for each trivial answer."""
+
+    @abstractmethod
+    def add(self, look: Look, head: str, scores: Mapping[str, Any]) -> None:
+        """Score one video."""
+
+    @abstractmethod
+    def columns(self, scores: Any) -> dict[str, float]:
+        """The numbers of one row; NaN where there is none."""
+
+    @abstractmethod
+    def score(self, columns: Mapping[str, float]) -> float:
+        """One number, higher is better."""
+
+    def available(self, system: System, data: Dataset) -> bool:
+        """Whether a data set is named, or the stage's has such truth."""
+        if self.config.data is not None:
+            return True
+        video = next(iter(data.videos(self.config.split)), None)
+        return isinstance(video, AnnotatedVideo) and self.needs in video.known
+
+    def prepare(self, system: System, data: Dataset) -> None:
+        """Find the head and the first video, and see whether they go together."""
+        look = next(self._looks(system, data), None)
+        if look is None:
+            raise RecipeError(f"{self.title}: no video of the data has a known truth of the kind {self.needs!r}")
+        if system.device.type != "meta":
+            check_windows(look.system, look.video, look.windows)
+
+    @torch.no_grad()
+    def measure(self, system: System, data: Dataset) -> Result:
+        """Predict and score every video, one at a time.
+
+        Raises:
+            RecipeError: no head of the kind, or several; no truth.
+        """
+        system.eval()
+        scores, measured, head = self.scores(system), 0, self.head(system)
+        self.begin(system, data, scores)
+        for look in track(self._looks(system, data), self.title, self._count(data)):
+            self.add(look, head, scores)
+            measured += 1
+        if not measured:
+            raise RecipeError(f"{self.title}: no video of the data has a known truth of the kind {self.needs!r}")
+        tables = {name: self.columns(one) for name, one in scores.items()}
+        rows = [{NAME: name, **_finite(columns)} for name, columns in tables.items()]
+        ours = next(iter(tables.values()))
+        return Result(
+            self.title,
+            (*rows, *self._paper()),
+            self._protocol(system, data, measured),
+            tuple(self.notes()),
+            self.score(ours) if all(map(math.isfinite, ours.values())) else None,
+        )
+
+    def begin(self, system: System, data: Dataset, scores: dict[str, Any]) -> None:
+        """Look at all the data first, where a trivial answer needs it."""
+
+    def notes(self) -> Iterator[str]:
+        """What a reader must know beside the table."""
+        return iter(())
+
+    def head(self, system: System) -> str:
+        """The head that is measured.
+
+        Raises:
+            RecipeError: the named one is not there; there is none of the kind, or several.
+        """
+        heads = {name: cast(Head, head) for name, head in system.heads.items()}
+        if self.config.head is not None:
+            system.heads[self.config.head]  # says what is wrong with the name
+            return str(self.config.head)
+        fitting = [name for name, head in heads.items() if ("tracks" if head.tracks else head.kind) == self.kind]
+        if len(fitting) != 1:
+            found = ", ".join(fitting) or "none"
+            raise RecipeError(f"{self.title}: the recipe has not one head for {self.kind} but {found}; name it by head")
+        return fitting[0]
+
+    def heads(self, system: System, head: str) -> list[str]:
+        """The heads that run: how windows are joined may depend on all that predict maps or cameras."""
+        return [name for name, other in system.heads.items() if not cast(Head, other).tracks]
+
+    def _looks(self, system: System, data: Dataset) -> Iterator[Look]:
+        dataset = self.dataset(data)
+        part = with_heads(system, self.heads(system, self.head(system)))
+        windows = attrs.evolve(stream_config(system.recipe), pixels="view")
+        pixels: Pixels = getattr(self.config, "pixels", "video")
+        for video in self.annotated(data):
+            view = view_of(dataset.view, video.size, system.backbone.spec)
+            yield Look(part, video, view, windows, pixels)
+
+    def annotated(self, data: Dataset) -> Iterator[AnnotatedVideo]:
+        """The videos with such truth, no more than asked for."""
+        videos = self.dataset(data).videos(self.config.split)
+        every = (videos[number] for number in range(len(videos)))
+        fitting = (video for video in every if isinstance(video, AnnotatedVideo) and self.needs in video.known)
+        for video in itertools.islice(fitting, self.config.videos):
+            yield FirstFrames(video, self.config.frames) if self.config.frames else video
+
+    def dataset(self, data: Dataset) -> Dataset:
+        """The data set that is measured on."""
+        section = self.config.data
+        if section is None:
+            return data
+        if self._data is None:
+            self._data = build_component(section, 0, f"metrics: {self.title}: data")
+        return self._data
+
+    def _count(self, data: Dataset) -> int:
+        return min(len(self.dataset(data).videos(self.config.split)), self.config.videos or 2**62)
+
+    def _paper(self) -> Iterator[Row]:
+        if not self.config.paper or not self.table:
+            return
+        for row in paper_rows(self.config.paper, self.printed, self.table, "L4P"):
+            yield {NAME: row[PAPER_NAME], **{key: value for key, value in row.items() if key != PAPER_NAME}}
+
+    def _protocol(self, system: System, data: Dataset, measured: int) -> dict[str, Any]:
+        window, stride = stream_config(system.recipe).steps(system.backbone.spec)
+        dataset, fields = self.dataset(data), attrs.fields(type(self.config))
+        settings = {f.name: getattr(self.config, f.name) for f in fields if f.name not in NOT_PROTOCOL}
+        facts = {
+            "data": self.config.data.use if self.config.data is not None else type(dataset).__name__,
+            "view": {f.name: getattr(dataset.view, f.name) for f in attrs.fields(ViewConfig)},
+            "window": window,
+            "stride": stride,
+            **settings,
+            "videos": measured,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(facts))
+        return plain
+
+
+def _finite(columns: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in columns.items() if math.isfinite(value)}
