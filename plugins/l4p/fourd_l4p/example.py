@@ -56,7 +56,7 @@ class Scene:
         )  # fmt: skip
         place, speed = rows[:, :4] - 0.5, (rows[:, 4:8] - 0.5) * 0.2
         both = torch.stack([place.unflatten(1, (2, 2)), speed.unflatten(1, (2, 2))], 2)
-        return cls(both[:, 0], both[:, 1], (4 + 12 * rows[:, 8:]).reshape(-1, 2, 3, 2))
+        return cls(both[:, 0], both[:, 1], (2 + 4 * rows[:, 8:]).reshape(-1, 2, 3, 2))
 
     @staticmethod
     def at(path: Float[Tensor, "b 2 2"], times: Float[Tensor, " t"]) -> Float[Tensor, "b t 2"]:
@@ -123,9 +123,8 @@ class Scene:
         seen = inside & (mine | ~self.on_square(xy, times))
         return Tracks(xy, seen.float(), torch.ones_like(seen), depth, unit="m")
 
-    @staticmethod
-    def _pixels(times: Float[Tensor, " t"]) -> Float[Tensor, "1 t h w 2"]:
-        return pixel_centres((PIXELS, PIXELS)).expand(1, len(times), -1, -1, -1)
+    def _pixels(self, times: Float[Tensor, " t"]) -> Float[Tensor, "b t h w 2"]:
+        return pixel_centres((PIXELS, PIXELS)).expand(len(self.camera), len(times), -1, -1, -1)
 
 
 def _wide(places: Float[Tensor, "b t 2"], like: Tensor) -> Tensor:

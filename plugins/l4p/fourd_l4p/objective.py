@@ -275,7 +275,7 @@ class L4P(Objective):
         Raises:
             RecipeError: the clips do not fit the backbone.
         """
-        if "number" not in batch:
+        if "frames" in batch:
             return batch
         config, number = self.config, batch["number"]
         clip, truth = cast(GeneratesClips, data).generate(

@@ -54,7 +54,7 @@ def known(
     if "tracks" in wanted:
         tracks = truth.get("tracks")
         if not isinstance(tracks, Tracks) or not tracks.xy.shape[2]:
-            tracks = _unknown(frames)
+            tracks, choice = _unknown(frames), draw[:, :1]
         batch |= chosen(tracks, choice, draw, query_frames)
     return batch
 

@@ -10,7 +10,7 @@ from typing import cast
 
 import attrs
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from fourd_core.data import Clip, Queries, TokenMap, Tokens, Tracks
@@ -42,13 +42,13 @@ class Windows:
         """The first frame of each."""
         return range(0, self.clip - self.frames + 1, self.stride)
 
-    def of(self, values: Float[Tensor, "b t ..."]) -> Float[Tensor, "b v ..."]:
+    def of(self, values: Shaped[Tensor, "b t ..."]) -> Shaped[Tensor, "b v ..."]:
         """What belongs to the clip's frames, window after window (`v` = windows x frames)."""
         if len(self.starts) == 1:
             return values
         return torch.cat([values[:, start : start + self.frames] for start in self.starts], 1)
 
-    def cut(self, values: Float[Tensor, "b t ..."]) -> Float[Tensor, "k ..."]:
+    def cut(self, values: Shaped[Tensor, "b t ..."]) -> Shaped[Tensor, "k ..."]:
         """The windows as clips of their own: `k` = batch x windows, a clip's windows side by side."""
         return self.of(values).unflatten(1, (len(self.starts), self.frames)).flatten(0, 1)
 
