@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fourd_core.data import Clip, Predictions
-from fourd_core.interfaces import AnnotatedVideo, Dataset, Split
+from fourd_core.interfaces import Dataset, Split
 from fourd_core.randomness import seed_for
 from fourd_synth.generating import Generator, Request
 from fourd_synth.settings import SceneConfig
@@ -75,14 +75,14 @@ class SynthVideos(Sequence):  # type: ignore[type-arg]  # as Sequence[Video], ch
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __iter__(self) -> Iterator[AnnotatedVideo]:
+    def __iter__(self) -> Iterator[SynthVideo]:
         return (self[index] for index in range(len(self)))
 
     @overload
-    def __getitem__(self, index: int) -> AnnotatedVideo: ...
+    def __getitem__(self, index: int) -> SynthVideo: ...
     @overload
     def __getitem__(self, index: slice) -> SynthVideos: ...
-    def __getitem__(self, index: int | slice) -> AnnotatedVideo | SynthVideos:
+    def __getitem__(self, index: int | slice) -> SynthVideo | SynthVideos:
         if isinstance(index, slice):
             return SynthVideos(self._data, self._part, self._numbers[index])
         number = self._numbers[index]

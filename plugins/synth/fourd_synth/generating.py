@@ -43,7 +43,7 @@ class Generator:
 
     def __init__(self, config: SceneConfig, seed: int, bank: TextureBank, dtype: torch.dtype = torch.float32) -> None:
         self.config, self.seed, self.dtype = config, seed, dtype
-        self._bank = bank
+        self.bank = bank
         self._kept: OrderedDict[int, Scene] = OrderedDict()
         self._kept_for: Request | None = None
 
@@ -121,7 +121,7 @@ class Generator:
         pictures: bool = True,
     ) -> Rendered:
         """Some frames of scenes, before a camera has added anything."""
-        bank = self._bank.to(frames.device) if pictures else None
+        bank = self.bank.to(frames.device) if pictures else None
         return render(views, window, frames, bank=bank, shading=self.config.shading, directions=directions)
 
     def photographed(

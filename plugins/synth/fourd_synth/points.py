@@ -105,6 +105,6 @@ def moved(views: Views, points: Points) -> Float[Tensor, "t h w"]:
         there = carried(views.to_world[:, row + step], place)
         way = here.plus(torch.tensor(-1.0, dtype=here.x.dtype, device=here.x.device), there)
         farthest = torch.maximum(farthest, way.dot(way).sqrt())
-    some = torch.where(farthest > 0, torch.nan, 0.0)
-    motion[which] = torch.where(farthest >= LEAST_MOTION, 1.0, some)
+    unsure = torch.where(farthest > 0, torch.nan, farthest)
+    motion[which] = torch.where(farthest >= LEAST_MOTION, 1.0, unsure)
     return motion

@@ -16,7 +16,7 @@ from fourd_synth.textures import TextureBank
 from fourd_synth.tracing import Rays, trace
 from fourd_synth.views import Views
 
-TILE = 32
+TILE = 16
 """Pixels along a tile's side: fewer things reach a smaller tile."""
 CHUNK = {"cpu": 1 << 16, "cuda": 1 << 22}
 """Pixels that are worked on together: on a processor its cache is what counts."""
@@ -139,7 +139,7 @@ def _rendered(
         flow = torch.where(known & ahead & (there.sure | there.hidden | ~inside), torch.stack([dx, dy]), torch.nan)
         occluded = torch.where(inside & ~there.hidden, 0.0, 1.0)
         occluded = torch.where(unsure | ~inside, occluded, torch.nan)
-        flows[direction] = Flow(flow, occluded[None])
+        flows[direction] = Flow(flow, occluded[None].to(flow.dtype))
     depth = torch.where(known, hits.z, torch.nan)[None]
     motion = torch.where(known, moved(views, points), torch.nan)[None]
     return Rendered(colour, depth, motion, hits.slot[None], flows)

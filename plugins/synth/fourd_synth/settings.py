@@ -8,7 +8,7 @@ from fourd_core.media.views import ViewConfig
 from fourd_core.recipe import Location
 from fourd_synth.shading import Shading
 
-_share = attrs.validators.and_(attrs.validators.ge(0), attrs.validators.le(1))
+_SHARE = [attrs.validators.ge(0.0), attrs.validators.le(1.0)]
 
 
 @attrs.frozen(kw_only=True)
@@ -29,17 +29,17 @@ class SceneConfig(ViewConfig):
     """Videos that are not trained on: of another seed, with other textures."""
     speed: float = attrs.field(default=1.0, validator=attrs.validators.ge(0))
     """Scales all motion; every scene draws a pace of its own, from a quarter of it to half as much again."""
-    layers: float = attrs.field(default=0.0, validator=_share)
+    layers: float = attrs.field(default=0.0, validator=_SHARE)
     """The share of scenes that are flat layers, which slide, turn and grow before a background: cheap to begin with."""
     things: tuple[int, int, int, int] = attrs.field(default=(4, 4, 3, 3))
     """At most so many ellipsoids, boxes, cylinders and cut-outs."""
     shading: Shading = "lambert"
     """plain: textures as they are; lambert: lit by a lamp; glossy: and some of them shine."""
-    exposure: float = attrs.field(default=0.25, validator=_share)
+    exposure: float = attrs.field(default=0.25, validator=_SHARE)
     """How much brightness and contrast differ from clip to clip."""
-    noise: float = attrs.field(default=0.02, validator=_share)
+    noise: float = attrs.field(default=0.02, validator=_SHARE)
     """The greatest standard deviation of the camera's noise."""
-    blur: float = attrs.field(default=0.25, validator=_share)
+    blur: float = attrs.field(default=0.25, validator=_SHARE)
     """The share of clips that are a little out of focus."""
     reuse: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     """So many clips in a row are made of one scene, mirrored, backwards, in other colours: rendered only once as long
@@ -52,7 +52,7 @@ class SceneConfig(ViewConfig):
     """Procedural textures."""
     textures: tuple[Location, ...] = ()
     """Further ones: pictures, folders of them, videos (of which some frames are taken)."""
-    photographs: bool = False
+    photographs: bool = attrs.field(default=False)
     """Whether those that scikit-image brings along are textures too; it must be installed."""
     texture_pixels: int = attrs.field(default=128, validator=attrs.validators.in_((32, 64, 128, 256, 512)))
     """The side of a texture."""
@@ -62,7 +62,7 @@ class SceneConfig(ViewConfig):
         if min(value) < 1:
             raise ValueError(f"things needs room for at least one of each shape, not {list(value)}")
 
-    def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
-        if self.patterns == 0 and not self.textures and not self.photographs:
+    @photographs.validator
+    def _(self, attribute: object, value: bool) -> None:
+        if self.patterns == 0 and not self.textures and not value:
             raise ValueError("there are no textures: set patterns, textures or photographs")

@@ -39,7 +39,7 @@ def shade(
     colour = colour * surface[6:9]
     if shading == "plain":
         return colour.clamp(0, 1)
-    side = torch.where(facing < 0, -1.0, 1.0)
+    side = torch.where(facing < 0, -1.0, 1.0).to(facing.dtype)
     light = Vector(*(views.light[i, rays.frame][:, None, None] for i in range(3)))
     to_light = _unit(Vector(light.x - rays.x * hits.z, light.y - rays.y * hits.z, light.z - hits.z))
     ambient = views.ambient[rays.frame // views.frames][:, None, None]

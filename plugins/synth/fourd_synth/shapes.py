@@ -21,44 +21,44 @@ TINY = 1e-9
 class Vector(NamedTuple):
     """Three components that broadcast with each other."""
 
-    x: Float[Tensor, "*m"]
-    y: Float[Tensor, "*m"]
-    z: Float[Tensor, "*m"]
+    x: Float[Tensor, "*#m"]
+    y: Float[Tensor, "*#m"]
+    z: Float[Tensor, "*#m"]
 
-    def dot(self, other: Vector) -> Float[Tensor, "*m"]:
+    def dot(self, other: Vector) -> Float[Tensor, "*#m"]:
         """The inner product."""
         return self.x * other.x + self.y * other.y + self.z * other.z
 
-    def plus(self, s: Float[Tensor, "*m"], other: Vector) -> Vector:
+    def plus(self, s: Float[Tensor, "*#m"], other: Vector) -> Vector:
         """`self + s * other`."""
         return Vector(*(a + s * b for a, b in zip(self, other, strict=True)))
 
 
-def room(o: Vector, d: Vector) -> Float[Tensor, "*m"]:
+def room(o: Vector, d: Vector) -> Float[Tensor, "*#m"]:
     """Where a ray leaves the cube in which it starts."""
     exits = [torch.where(b < 0, -1 - a, 1 - a) / _safe(b) for a, b in zip(o, d, strict=True)]
     return torch.minimum(torch.minimum(exits[0], exits[1]), exits[2])
 
 
-def dome(o: Vector, d: Vector) -> Float[Tensor, "*m"]:
+def dome(o: Vector, d: Vector) -> Float[Tensor, "*#m"]:
     """Where a ray leaves the sphere in which it starts."""
     middle, half, _ = _sphere(o, d)
     return middle + half
 
 
-def plane(o: Vector, d: Vector) -> Float[Tensor, "*m"]:
+def plane(o: Vector, d: Vector) -> Float[Tensor, "*#m"]:
     """The endless plane z = 0."""
     s = -o.z / _safe(d.z)
     return _hit(s > NEAR, s)
 
 
-def ellipsoid(o: Vector, d: Vector) -> Float[Tensor, "*m"]:
+def ellipsoid(o: Vector, d: Vector) -> Float[Tensor, "*#m"]:
     """The unit sphere."""
     middle, half, inside = _sphere(o, d)
     return _first(middle - half, middle + half, inside)
 
 
-def box(o: Vector, d: Vector) -> Float[Tensor, "*m"]:
+def box(o: Vector, d: Vector) -> Float[Tensor, "*#m"]:
     """The cube [-1, 1]^3 (by its three slabs)."""
     enter, leave = _slab(o.x, d.x)
     for a, b in ((o.y, d.y), (o.z, d.z)):
@@ -67,7 +67,7 @@ def box(o: Vector, d: Vector) -> Float[Tensor, "*m"]:
     return _first(enter, leave, leave >= enter)
 
 
-def cylinder(o: Vector, d: Vector) -> Float[Tensor, "*m"]:
+def cylinder(o: Vector, d: Vector) -> Float[Tensor, "*#m"]:
     """The upright cylinder of radius 1 from z = -1 to z = 1, closed."""
     across = (d.x * d.x + d.y * d.y).clamp_min(TINY * TINY)
     middle = -(o.x * d.x + o.y * d.y) / across
@@ -79,7 +79,7 @@ def cylinder(o: Vector, d: Vector) -> Float[Tensor, "*m"]:
     return _first(enter, leave, (free > 0) & (leave >= enter))
 
 
-def cutout(o: Vector, d: Vector, outline: tuple[Float[Tensor, "*m"], ...]) -> Float[Tensor, "*m"]:
+def cutout(o: Vector, d: Vector, outline: tuple[Float[Tensor, "*#m"], ...]) -> Float[Tensor, "*#m"]:
     """A flat piece of z = 0 whose radius is 0.8 plus harmonics of the angle: cos and sin parts of 2, 3 and 5."""
     s = -o.z / _safe(d.z)
     x, y = o.x + s * d.x, o.y + s * d.y
@@ -96,27 +96,27 @@ CUTOUT_RADIUS = 1.5
 """No outline whose six numbers are at most 0.14 reaches farther: 0.8 + 3 * 0.14 * sqrt(2)."""
 
 
-def _safe(x: Float[Tensor, "*m"]) -> Float[Tensor, "*m"]:
+def _safe(x: Float[Tensor, "*#m"]) -> Float[Tensor, "*#m"]:
     return torch.where(x.abs() < TINY, TINY, x)
 
 
-def _hit(met: Bool[Tensor, "*m"], s: Float[Tensor, "*m"]) -> Float[Tensor, "*m"]:
+def _hit(met: Bool[Tensor, "*#m"], s: Float[Tensor, "*#m"]) -> Float[Tensor, "*#m"]:
     return torch.where(met, s, torch.inf)
 
 
-def _first(enter: Float[Tensor, "*m"], leave: Float[Tensor, "*m"], met: Bool[Tensor, "*m"]) -> Float[Tensor, "*m"]:
+def _first(enter: Float[Tensor, "*#m"], leave: Float[Tensor, "*#m"], met: Bool[Tensor, "*#m"]) -> Float[Tensor, "*#m"]:
     """The nearer crossing, or the farther one where the ray starts inside."""
     s = torch.where(enter > NEAR, enter, leave)
     return _hit(met & (s > NEAR), s)
 
 
-def _slab(o: Float[Tensor, "*m"], d: Float[Tensor, "*m"]) -> tuple[Float[Tensor, "*m"], Float[Tensor, "*m"]]:
+def _slab(o: Float[Tensor, "*#m"], d: Float[Tensor, "*#m"]) -> tuple[Float[Tensor, "*#m"], Float[Tensor, "*#m"]]:
     inverse = 1 / _safe(d)
     middle, half = -o * inverse, inverse.abs()
     return middle - half, middle + half
 
 
-def _sphere(o: Vector, d: Vector) -> tuple[Float[Tensor, "*m"], Float[Tensor, "*m"], Bool[Tensor, "*m"]]:
+def _sphere(o: Vector, d: Vector) -> tuple[Float[Tensor, "*#m"], Float[Tensor, "*#m"], Bool[Tensor, "*#m"]]:
     """The nearest approach to the middle, half of the chord there, and whether there is one.
 
     From the point of nearest approach, not from the textbook's discriminant: that cancels for small, far spheres.

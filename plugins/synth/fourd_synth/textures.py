@@ -36,10 +36,10 @@ class TextureBank:
 
     def colours(
         self,
-        texture: Int[Tensor, "*m"],
-        u: Float[Tensor, "*m"],
-        v: Float[Tensor, "*m"],
-        footprint: Float[Tensor, "*m"],
+        texture: Int[Tensor, " *m"],
+        u: Float[Tensor, " *m"],
+        v: Float[Tensor, " *m"],
+        footprint: Float[Tensor, " *m"],
     ) -> Float[Tensor, "3 *m"]:
         """Colours in [0, 1] at positions (whole numbers are repeats), seen by pixels of this size in the same unit.
 
@@ -61,5 +61,5 @@ class TextureBank:
         upper, lower = a + (b - a) * across, c + (d - c) * across
         return (upper + (lower - upper) * down) * (1 / 255)
 
-    def _texel(self, index: Int[Tensor, "*m"]) -> Float[Tensor, "3 *m"]:
+    def _texel(self, index: Int[Tensor, " *m"]) -> Float[Tensor, "3 *m"]:
         return self.texels.index_select(1, index.flatten()).unflatten(1, index.shape).float()

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fourd_core.data import Cameras, Clip, Maps, Prediction, Predictions, Tracks
@@ -20,6 +20,7 @@ class Scene:
     """A batch of rendered clips with everything that is known of them (`b t ...`).
 
     Attributes:
+        slot: the thing that each pixel shows.
         flow, occluded: by direction, to the frame before (0) and the one behind (1) where that is known.
         world_from_cam: float64, in any world.
         xy, visibility, live, at: of the tracks; `at` is in the camera.
@@ -28,6 +29,7 @@ class Scene:
     colour: Float[Tensor, "b t 3 h w"]
     depth: Float[Tensor, "b t 1 h w"]
     motion: Float[Tensor, "b t 1 h w"]
+    slot: Int64[Tensor, "b t 1 h w"]
     flow: Float[Tensor, "b t d 2 h w"]
     occluded: Float[Tensor, "b t d 1 h w"]
     world_from_cam: Float[Tensor, "b t 4 4"]
@@ -35,7 +37,7 @@ class Scene:
     times: Float[Tensor, "b t"]
     xy: Float[Tensor, "b t n 2"]
     visibility: Float[Tensor, "b t n"]
-    live: Float[Tensor, "b t n"]
+    live: Bool[Tensor, "b t n"]
     at: Float[Tensor, "b t n 3"]
 
     @classmethod
@@ -62,6 +64,7 @@ class Scene:
             colour=colour,
             depth=rendered.depth,
             motion=rendered.motion,
+            slot=rendered.slot,
             flow=torch.stack([flow.flow for flow in flows], 2),
             occluded=torch.stack([flow.occluded for flow in flows], 2),
             world_from_cam=views.world_from_cam.gather(1, frames[..., None, None].expand(b, t, 4, 4)),
@@ -134,6 +137,6 @@ def relative(
     return poses
 
 
-def turned(matrix: Float[Tensor, "*m 3 3"], vector: Float[Tensor, "*m 3"]) -> Float[Tensor, "*m 3"]:
+def turned(matrix: Float[Tensor, "*#m 3 3"], vector: Float[Tensor, "*#m 3"]) -> Float[Tensor, "*#m 3"]:
     """Matrix times vector, written out: in full precision on every device, equal in every batch."""
     return matrix[..., 0] * vector[..., :1] + matrix[..., 1] * vector[..., 1:2] + matrix[..., 2] * vector[..., 2:]

@@ -43,6 +43,7 @@ def mirrored(scene: Scene) -> Scene:
         colour=scene.colour.flip(-1),
         depth=scene.depth.flip(-1),
         motion=scene.motion.flip(-1),
+        slot=scene.slot.flip(-1),
         flow=scene.flow.flip(-1) * side[:2, None, None],
         occluded=scene.occluded.flip(-1),
         world_from_cam=scene.world_from_cam * world,

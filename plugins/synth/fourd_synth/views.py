@@ -1,6 +1,7 @@
-"""A batch of scenes as cameras see them frame by frame: tables on a device, composed in float64 before they are rounded.
+"""A batch of scenes as cameras see them: tables on a device, composed in float64 before they are rounded.
 
-A row of a table is a thing in a frame of a clip: row = (clip * frames + frame) * things + slot.
+A row of a table is a thing in a frame of a clip: row = (clip * frames + frame) * things + slot. What does not change from
+frame to frame has a row per thing of a clip: clip * things + slot.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class Views:
         bounds: in x / z and y / z least and greatest value, and least z, of each thing; infinite where it is not there.
         light: in the frame's camera.
         room: whether slot 0 is a room, frame by frame.
-        outline, surface: per thing of a clip (row = clip * things + slot), see `SURFACE`.
-        world_from_cam: with the clip's first inner frame... as the world (float64).
+        moving, outline, texture, surface: per thing of a clip; `surface` is textures per canonical unit (3), textures
+            per metre, shift (2), gain (3), gloss.
+        world_from_cam: float64.
     """
 
     counts: Counts
@@ -46,10 +48,10 @@ class Views:
     bounds: Float[Tensor, "5 frames things"]
     light: Float[Tensor, "3 frames"]
     room: Bool[Tensor, " frames"]
-    moving: Bool[Tensor, " things"]
-    outline: Float[Tensor, "6 things"]
-    texture: Int64[Tensor, " things"]
-    surface: Float[Tensor, "11 things"]
+    moving: Bool[Tensor, " solids"]
+    outline: Float[Tensor, "6 solids"]
+    texture: Int64[Tensor, " solids"]
+    surface: Float[Tensor, "10 solids"]
     ambient: Float[Tensor, " clips"]
     focal: Float[Tensor, " clips"]
     world_from_cam: Float[Tensor, "b t 4 4"]
