@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -30,7 +32,10 @@ def read_npy(root: Root, name: str) -> ndarray:
 
 
 class NpzRows:
-    """An `.npz` of arrays whose first axis is time, too large to be read whole. It keeps its place only.
+    """An `.npz` of arrays whose first axis is time, too large to be read whole; it keeps no file open.
+
+    Attributes:
+        shapes: of the arrays, by their names.
 
     Args:
         root: where it lies.
@@ -44,7 +49,6 @@ class NpzRows:
         with _reading(root, name), root.open(name) as handle, ZipFile(handle) as archive:
             keys = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
             self.shapes = {key: _header(archive.open(f"{key}.npy"))[0] for key in keys}
-        """The arrays' shapes by their names."""
 
     def rows(self, root: Root, key: str, indices: Sequence[int]) -> ndarray:
         """Some rows of an array, in the order asked for.
@@ -69,18 +73,13 @@ class NpzRows:
         return values
 
 
-class _reading:  # noqa: N801  # a context, as `contextlib`'s
+@contextmanager
+def _reading(root: Root, name: str) -> Iterator[None]:
     """Turns complaints about an archive into one sentence."""
-
-    def __init__(self, root: Root, name: str) -> None:
-        self._place = root.place(name)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, BadZipFile | ValueError | KeyError | EOFError | OSError):
-            raise MediaError(f"{self._place} is not an archive of arrays: {error}") from error
+    try:
+        yield
+    except (BadZipFile, ValueError, KeyError, EOFError, OSError, zlib.error) as error:
+        raise MediaError(f"{root.place(name)} is not an archive of arrays: {error}") from error
 
 
 def _header(member: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

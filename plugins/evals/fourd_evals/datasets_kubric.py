@@ -110,7 +110,7 @@ class KubricSequence(AnnotatedFrames):
 
     def _depth(self, index: int) -> Float[Tensor, "1 h w"]:
         rays = directions(pixel_centres(self.size, like=self._intrinsics), self._intrinsics)
-        z = self._scene.distance(index) / rays.norm(dim=-1)
+        z: Tensor = self._scene.distance(index) / rays.norm(dim=-1)
         return z.where(known_depth(z, self._config.max_depth).isfinite(), torch.nan)[None]
 
     def _ids(self, index: int) -> Int64[Tensor, "h w"]:

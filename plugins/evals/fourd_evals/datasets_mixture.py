@@ -12,7 +12,8 @@ import attrs
 import torch
 
 from fourd_core.errors import MediaError
-from fourd_core.interfaces import Dataset, Split, Video
+from fourd_core.interfaces import AnnotatedVideo, Dataset, Split, Video
+from fourd_core.media.dataset import VideoSlice
 from fourd_core.media.views import ViewConfig
 from fourd_core.recipe import ComponentConfig, Location, components
 from fourd_core.system import build_component
@@ -53,8 +54,12 @@ class MixedVideos(Sequence):  # type: ignore[type-arg]  # as Sequence[Video], ch
 
     def of(self, name: str, index: int) -> Video:
         """A video of one of the data sets."""
-        video = copy.copy(self.parts[name][index])
-        video.key = f"{name}/{video.key or video.name}"
+        video = self.parts[name][index]
+        key = f"{name}/{video.key or video.name}"
+        if not isinstance(video, AnnotatedVideo):
+            return VideoSlice(video, 0, video.frame_count, key)  # a copy of its own would open its file again
+        video = copy.copy(video)
+        video.key = key
         return video
 
 
@@ -151,16 +156,15 @@ class Mixture(Dataset):
 
     def _rooted(self, name: str, section: ComponentConfig) -> tuple[ComponentConfig, bool]:
         """The section with a folder, and whether that is there and this set's own, so that it must hold it."""
-        own = getattr(section.config, "root", "none needed")
-        if own is not None:
-            return section, own == "none needed" or _exists(str(own))
-        root = self.config.root
-        if root is None:
-            raise MediaError(f"the folder of {name} is not named: set data.root or data.sets.{name}.root")
+        config, root = section.config, self.config.root
+        if getattr(config, "root", None) is not None:
+            return section, _exists(str(config.root))
+        if root is None or not hasattr(config, "root") or getattr(config, "video", None) is not None:
+            return section, True  # generated, or named by other keys; else it says itself that it has no folder
         inside = f"{str(root).rstrip('/')}/{name}"
         named = _exists(inside)
-        config = attrs.evolve(section.config, root=Location(inside) if named else root)
-        return attrs.evolve(section, config=config), named
+        rooted = attrs.evolve(config, root=Location(inside) if named else root)
+        return attrs.evolve(section, config=rooted), named
 
     def __reduce__(self) -> tuple[type[Mixture], tuple[Any, ...]]:
         return type(self), (self.config,)

@@ -111,14 +111,14 @@ class RawScene(KubricScene):
             self.camera = _numbers(camera["positions"]), _numbers(camera["quaternions"])
             positions, quaternions = ([item[key] for item in instances] for key in ("positions", "quaternions"))
             self.bodies = (
-                _numbers(positions).reshape(len(instances), -1, 3),
-                _numbers(quaternions).reshape(len(instances), -1, 4),
+                _numbers(positions).reshape(len(instances), self.frame_count, 3),
+                _numbers(quaternions).reshape(len(instances), self.frame_count, 4),
             )
             boxes = [item.get("bboxes_3d") for item in instances]
             self.radius = _radius(self.bodies[0], _numbers(boxes) if boxes and all(boxes) else None)
             ranges = json.loads(root.read(f"{name}/data_ranges.json"))
             self.ranges = {key: (value["min"], value["max"]) for key, value in ranges.items()}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise MediaError(
                 f"metadata.json or data_ranges.json of {root.place(name)} lacks what Kubric writes: {error!r}"
             ) from error
@@ -264,11 +264,13 @@ def _decoded(data: bytes, place: str) -> ndarray:
 
 
 def _numbers(values: Any) -> Float64[Tensor, "..."]:
-    return torch.tensor(values, dtype=torch.float64)
+    numbers: Tensor = torch.tensor(values, dtype=torch.float64)
+    return numbers
 
 
 def _radius(positions: Float64[Tensor, "n t 3"], boxes: Float64[Tensor, "n t 8 3"] | None) -> Float64[Tensor, " n"]:
     """The farthest corner of each body's box."""
     if boxes is None or len(boxes) != len(positions):
         return torch.full((len(positions),), RADIUS, dtype=torch.float64)
-    return (boxes - positions[:, :, None]).norm(dim=-1).amax(dim=(1, 2))
+    farthest: Tensor = (boxes - positions[:, :, None]).norm(dim=-1).amax(dim=(1, 2))
+    return farthest

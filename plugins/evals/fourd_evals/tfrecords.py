@@ -70,7 +70,8 @@ class Example:
 
     def integers(self, name: str, start: int = 0, stop: int | None = None) -> ndarray:
         """The numbers `start .. stop - 1` of a feature of integers, none of them negative."""
-        packed = b"".join(item for values in self._lists(name, 3) for item in _fields(values, 1))
+        items = [item for values in self._lists(name, 3) for item in _fields(values, 1)]
+        packed = items[0] if len(items) == 1 else b"".join(items)  # megabytes of flow are not copied
         return _varints(np.frombuffer(packed, np.uint8), start, stop)
 
     def _lists(self, name: str, kind: int) -> Iterator[memoryview]:

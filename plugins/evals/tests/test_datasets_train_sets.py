@@ -1,4 +1,4 @@
-"""The training data sets as components: splits, lists, other processes, the mixture, and what is wrong with a folder."""
+"""The training data sets as components: splits, lists, other processes, the mixture, damaged folders."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from fourd_core.data import Cameras, Maps, Predictions, Tracks
 from fourd_core.errors import MediaError
 from fourd_core.geometry import project, transform
 from fourd_core.interfaces import AnnotatedVideo
+from fourd_core.media.dataset import VideoFiles
 from fourd_core.recipe import ComponentConfig, Location
-from fourd_core.testing import check_component
+from fourd_core.testing import check_component, form
 
 SETS: list[type[Any]] = [TartanAir, PointOdyssey, DynamicReplica, Kubric]
 
@@ -112,7 +113,7 @@ def test_a_list_limits_training(tmp_path: Path) -> None:
     data = data_set(TartanAir, root, list=Location(str(chosen)), held_out=0)
     assert list(data.videos("train").keys) == ["office/Easy/P000"]
     chosen.write_text("P007\n")
-    with pytest.raises(MediaError, match="names 1 video.s. that are not below .*: P007"):
+    with pytest.raises(MediaError, match=r"names 1 video.s. that are not below .*: P007"):
         data_set(TartanAir, root, list=Location(str(chosen))).videos("train")
 
 
@@ -133,8 +134,8 @@ def test_axes_of_tartanair(tmp_path: Path) -> None:
 def test_axes_and_numbers_of_kubric(tmp_path: Path) -> None:
     """No rotation looks along -z with y up; distances shrink beside the axis; flow is (row, column), backward reversed.
 
-    With a lens of 35 mm before a sensor of 70 mm, a picture 4 pixels wide has a focal length of 2: the pixel in column 3
-    and row 1 of 2 looks along (0.75, 0.25, 1).
+    With a lens of 35 mm before a sensor of 70 mm, a picture 4 pixels wide has a focal length of 2: the pixel in column
+    3 and row 1 of 2 looks along (0.75, 0.25, 1).
     """
     camera = {"focal_length": 35.0, "sensor_width": 70.0}
     still = {"positions": [[0, 0, 7]] * 2, "quaternions": [[1, 0, 0, 0]] * 2}
@@ -230,7 +231,7 @@ def test_records_by_hand() -> None:
     assert [bytes(item) for item in example.bytes_of("b")] == [b"one", b"2"]
     file = io.BytesIO(miniatures.record(b"abc") + miniatures.record(data))
     assert list(record_places(file)) == [(12, 3), (31, len(data))]
-    with pytest.raises(ValueError, match="cut off"):
+    with pytest.raises(ValueError, match=r"cut off"):
         list(record_places(io.BytesIO(file.getvalue()[:-1])))
 
 
@@ -241,7 +242,7 @@ def test_records_are_counted_or_stated(tmp_path: Path) -> None:
     files["dataset_info.json"] = json.dumps({"splits": splits}).encode()
     data = data_set(Kubric, on_disk(tmp_path, files))
     assert (len(data.videos("train")), len(data.videos("held_out"))) == (3, 5)
-    with pytest.raises(MediaError, match="validation.tfrecord-00000-of-00001 has no record 4"):
+    with pytest.raises(MediaError, match=r"validation.tfrecord-00000-of-00001 has no record 4"):
         data.videos("held_out")[4]
 
 
@@ -261,13 +262,13 @@ def test_pickles_are_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     """Neither in CoTracker's export nor in DynamicReplica's trajectories."""
     files = miniatures.cotracker_files(known_scene(frames=2), "0001")
     files["0001/0001.npy"] = miniatures.malicious_npy()
-    with pytest.raises(MediaError, match="0001.npy is a pickle of more than numbers"):
+    with pytest.raises(MediaError, match=r"0001.npy is a pickle of more than numbers"):
         first(Kubric, on_disk(tmp_path / "kubric", files))
     files = miniatures.dynamic_replica_files({"a": known_scene(frames=1)})
     buffer = io.BytesIO()
     torch.save({"traj_2d": print}, buffer)
     files["train/a_left/trajectories/000000.pth"] = buffer.getvalue()
-    with pytest.raises(MediaError, match="is not a torch file of tensors alone"):
+    with pytest.raises(MediaError, match=r"is not a torch file of tensors alone"):
         first(DynamicReplica, on_disk(tmp_path / "replica", files)).truth([0])
     assert "must not be run" not in capsys.readouterr().out
 
@@ -278,24 +279,24 @@ def test_damaged_files(tmp_path: Path) -> None:
     files = miniatures.tartanair_files(scene)
     files["office/Easy/P000/depth_left/000001_left_depth.npy"] = b"nothing"
     flight = first(TartanAir, on_disk(tmp_path / "tartanair", files))
-    with pytest.raises(MediaError, match="000001_left_depth.npy is not a file of one array"):
+    with pytest.raises(MediaError, match=r"000001_left_depth.npy is not a file of one array"):
         flight.truth([1])
     (tmp_path / "tartanair/office/Easy/P000/flow/000000_000001_flow.npy").unlink()
-    with pytest.raises(MediaError, match="the file .*000000_000001_flow.npy does not exist"):
+    with pytest.raises(MediaError, match=r"the file .*000000_000001_flow.npy does not exist"):
         flight.flow(0, 1)  # type: ignore[attr-defined]
     short = miniatures.tartanair_files(scene) | {"office/Easy/P000/pose_left.txt": b"0 0 0 0 0 0 1"}
-    with pytest.raises(MediaError, match="pose_left.txt has numbers of shape .1, 7., not 7 for each of the 2 frames"):
+    with pytest.raises(MediaError, match=r"pose_left.txt has numbers of shape .1, 7., not 7 for each of the 2 frames"):
         first(TartanAir, on_disk(tmp_path / "short", short))
     files = miniatures.point_odyssey_files(scene)
     files["train/ani/anno.npz"] = files["train/ani/anno.npz"][:500]
-    with pytest.raises(MediaError, match="anno.npz is not an archive of arrays"):
+    with pytest.raises(MediaError, match=r"anno.npz is not an archive of arrays"):
         first(PointOdyssey, on_disk(tmp_path / "odyssey", files))
     files = miniatures.kubric_raw_files(scene, "7")
     files["7/segmentation_00001.png"] = encoded(np.full((24, 32), 3, np.uint8))
-    with pytest.raises(MediaError, match="frame 1 of .* names instance 3, and there are 2"):
+    with pytest.raises(MediaError, match=r"frame 1 of .* names instance 3, and there are 2"):
         first(Kubric, on_disk(tmp_path / "kubric", files)).truth([1])
     files["7/rgba_00001.png"] = encoded(np.zeros((8, 32, 3), np.uint8))
-    with pytest.raises(MediaError, match="picture of frame 1 of .* has 8 x 32 rows and columns, not 24 x 32"):
+    with pytest.raises(MediaError, match=r"picture of frame 1 of .* has 8 x 32 rows and columns, not 24 x 32"):
         first(Kubric, on_disk(tmp_path / "size", files)).read([1])
 
 
@@ -312,8 +313,11 @@ def mixture(**keys: Any) -> Mixture:
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recipes name data sets by their entry points; here the names are the tests' own."""
     classes = {"flights": TartanAir, "tartanair": TartanAir, "ani": PointOdyssey, "point_odyssey": PointOdyssey}
-    classes |= {"movi": Kubric, "kubric": Kubric}
+    classes |= {"movi": Kubric, "kubric": Kubric, "film": VideoFiles}
     monkeypatch.setattr("fourd_core.registry.load", lambda kind, name: classes[name])
+    # The contract's own recipe knows one component alone, and a mixture names others.
+    alone = form._Only.component
+    monkeypatch.setattr(form._Only, "component", lambda self, kind, name: classes.get(name) or alone(self, kind, name))
 
 
 def test_mixture_is_all_of_its_sets() -> None:
@@ -349,23 +353,32 @@ def test_mixture_finds_its_sets_below_one_root(tmp_path: Path, capsys: pytest.Ca
     keys = {"root": Location(str(tmp_path)), "sets": sections}
     assert list(mixture(**keys).videos("train").keys) == ["flights/office/Easy/P000"]
     assert "note: the mixture goes without ani (" in capsys.readouterr().err
-    with pytest.raises(MediaError, match="none of the mixture's data sets is there: ani"):
+    with pytest.raises(MediaError, match=r"none of the mixture's data sets is there: ani"):
         mixture(**(keys | {"sets": {"ani": sections["ani"]}})).videos("train")
     (tmp_path / "ani").mkdir()
-    with pytest.raises(MediaError, match="does not hold PointOdyssey"):  # its folder is there and holds something else
+    with pytest.raises(MediaError, match=r"does not hold PointOdyssey"):  # its folder is there and holds something else
         mixture(**keys).videos("train")
-    with pytest.raises(MediaError, match="the folder of ani is not named: set data.root or data.sets.ani.root"):
+    with pytest.raises(MediaError, match=r"the folder of PointOdyssey is not named: set root"):
         mixture(sets={"ani": sections["ani"]}).videos("train")
+
+
+def test_mixture_with_videos_of_which_nothing_is_known() -> None:
+    """Plain videos go in too, under keys of their own, and say nothing of the truth."""
+    film = ComponentConfig("datasets", "film", VideoFiles.example())
+    (video,) = mixture(sets={"film": film}).videos("all")
+    assert not isinstance(video, AnnotatedVideo) and video.frame_count == 10
+    assert torch.equal(video.read([7]), VideoFiles(VideoFiles.example()).videos("all")[0].read([7]))
+    assert mixture(sets={"film": film}).videos("all").keys == [video.key] and video.key.startswith("film/")
 
 
 def test_mixture_refuses_weights_that_say_nothing() -> None:
     with pytest.raises(ValueError, match='weights name "fly", and the sets are flights, ani, movi'):
         mixture(weights={"fly": 1.0})
-    with pytest.raises(ValueError, match="all weights are 0"):
+    with pytest.raises(ValueError, match=r"all weights are 0"):
         mixture(weights={"flights": 0.0, "ani": 0.0, "movi": 0.0})
-    with pytest.raises(ValueError, match="at least 0, not ani = -1"):
+    with pytest.raises(ValueError, match=r"at least 0, not ani = -1"):
         mixture(weights={"ani": -1.0})
-    with pytest.raises(ValueError, match="no data set is named"):
+    with pytest.raises(ValueError, match=r"no data set is named"):
         mixture(sets={})
 
 
