@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import cast
 
 import attrs
 import torch
-from torch import Tensor
 
 from fourd_core.data import Clip, Tokens, Tracks
 from fourd_core.errors import RecipeError
 from fourd_core.interfaces import Head, Memory, State
 from fourd_core.memory import free_memory
+from fourd_core.states import each
 
 SHARE = 0.25
 """Of the free memory, what a group of points may take."""
@@ -60,13 +59,7 @@ def track(
 
 def moved(state: State, device: torch.device) -> State:
     """A memory's state with its tensors on a device: those of many groups wait in the CPU's memory for their turn."""
-    if isinstance(state, Tensor):
-        return state.to(device)
-    if isinstance(state, Mapping):
-        return {key: moved(item, device) for key, item in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(moved(item, device) for item in state)
-    return state
+    return each(state, lambda tensor: tensor.to(device))
 
 
 def group_size(head: Head, clip: Clip) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -13,6 +12,7 @@ from torch import Tensor
 from fourd_core.files import atomic
 from fourd_core.media.arrays import ArrayStore
 from fourd_core.sinks import Sink
+from fourd_core.states import each
 from fourd_core.streaming import Position
 
 SAVE_SECONDS, SMALL = 60.0, 2**20
@@ -48,7 +48,7 @@ class Place:
             return
         self._store.commit()
         with atomic(self._path) as temporary:
-            torch.save(_each(kept, _alone), temporary)
+            torch.save(each(kept, _alone), temporary)
         self._saved = now
 
     def forget(self) -> None:
@@ -59,21 +59,10 @@ class Place:
 def size_of(state: Any) -> int:
     """Bytes that all tensors in nested dicts, lists and tuples take in a file, expanded ones as what they repeat."""
     sizes: list[int] = []
-    _each(state, lambda tensor: sizes.append(min(tensor.nbytes, tensor.untyped_storage().nbytes())))
+    each(state, lambda tensor: sizes.append(min(tensor.nbytes, tensor.untyped_storage().nbytes())))
     return sum(sizes)
 
 
 def _alone(tensor: Tensor) -> Tensor:
     """The tensor without the rest of a larger one that it is a part of: torch would save that too."""
     return tensor.clone() if tensor.nbytes < tensor.untyped_storage().nbytes() else tensor
-
-
-def _each(state: Any, change: Callable[[Tensor], Any]) -> Any:
-    """A nested state with every tensor changed."""
-    if isinstance(state, Tensor):
-        return change(state)
-    if isinstance(state, Mapping):
-        return {key: _each(item, change) for key, item in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(_each(item, change) for item in state)
-    return state
