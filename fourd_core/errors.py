@@ -4,6 +4,10 @@ Each message is one sentence or a short list that says what was wrong, where (fi
 The command line prints the message alone and exits with code 2; programmers' mistakes stay `assert`s and tracebacks.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class FourdError(Exception):
     """Base of everything that is the input's, the recipe's or the machine's fault, not the program's."""
@@ -31,3 +35,9 @@ class NotFetchedError(WeightsError):
 
 class RunError(FourdError):
     """A run cannot start or go on: its folder, the disk, the numbers."""
+
+
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """The first of many names and how many more there are, for a message."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

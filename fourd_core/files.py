@@ -59,6 +59,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def as_json(value: Any) -> Any:
+    """A value as it will be when it is read back from JSON: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a whole JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import attrs
 
-from fourd_core.errors import MediaError
+from fourd_core.errors import MediaError, some
 from fourd_core.interfaces import Split
 from fourd_core.media.folders import Folder, open_folder
 from fourd_core.media.locations import (
@@ -30,9 +30,6 @@ from fourd_core.media.locations import (
 
 Layout = Literal["auto", "davis", "youtube_vos", "kinetics", "videos"]
 Part = Literal["train", "held_out"]
-
-SHOWN = 5
-"""How many names a message lists."""
 
 
 class Names(NamedTuple):
@@ -117,14 +114,14 @@ class Collection:
         for name in names.names:
             found = self._fitting(name, by_end.get(name.rstrip("/").rpartition("/")[2], []))
             if len(found) > 1:
-                raise MediaError(f"{names.where}: {name} may be {_some(found)}; write more of its path")
+                raise MediaError(f"{names.where}: {name} may be {some(found)}; write more of its path")
             chosen.update(found)
             if not found:
                 missing.append(name)
         if missing:
             raise MediaError(
                 f"{names.where} names {len(missing)} video(s) that are not below {self.folder.location}: "
-                f"{_some(missing)}; copy them there, or leave them out (data.list names a list of your own)"
+                f"{some(missing)}; copy them there, or leave them out (data.list names a list of your own)"
             )
         return [video for video in self.videos if video in chosen]
 
@@ -263,7 +260,7 @@ def read_collection(location: str, layout: Layout = "auto", only: str | None = N
         looked_for = "; ".join(f"{name} ({telltale})" for name, (telltale, _) in tried.items())
         raise MediaError(
             f"{location} is no data set that can be read: looked for {looked_for}; found "
-            f"{_some([name for name, _ in folder.inside()]) or 'nothing'}; name the right folder in data.root, or "
+            f"{some([name for name, _ in folder.inside()]) or 'nothing'}; name the right folder in data.root, or "
             f"{'single videos in data.video' if layout == 'auto' else 'leave data.layout out'}"
         )
     if not collection.videos:
@@ -288,11 +285,6 @@ def _first(folder: Folder, names: Iterable[str]) -> str | None:
 
 def _folders(folder: Folder, name: str) -> list[str]:
     return [f"{name}/{inside}" for inside, is_folder in folder.inside(name) if is_folder]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _check_numbers(source: Source) -> None:

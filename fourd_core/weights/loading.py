@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from fourd_core.errors import WeightsError
+from fourd_core.errors import WeightsError, some
 from fourd_core.weights.cache import shown
 from fourd_core.weights.describe import families
 
@@ -65,7 +65,4 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _listed(kind: str, items: Sequence[str]) -> str:
-    if not items:
-        return ""
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return f"{len(items)} {kind} ({', '.join(items[:_SHOWN])}{more})"
+    return f"{len(items)} {kind} ({some(items, _SHOWN)})" if items else ""

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fourd_core.errors import MediaError
+from fourd_core.errors import MediaError, some
 from fourd_evals.roots import Root
 
 VAL = {
@@ -134,12 +134,12 @@ class DAVIS:
         found = {sequence.name: len(sequence) for sequence in self.sequences}
         differences = []
         if missing := [name for name in names if name not in found]:
-            differences.append(f"{len(missing)} of {len(names)} sequences are missing ({_some(missing)})")
+            differences.append(f"{len(missing)} of {len(names)} sequences are missing ({some(missing)})")
         if added := sorted(name for name in found if name not in VAL):
-            differences.append(f"{len(added)} others are there ({_some(added)})")
+            differences.append(f"{len(added)} others are there ({some(added)})")
         wrong = [f"{name} has {n} frames instead of {VAL[name]}" for name, n in found.items() if n != VAL.get(name, n)]
         if wrong:
-            differences.append(_some(wrong))
+            differences.append(some(wrong))
         if not differences:
             return None
         return (
@@ -165,8 +165,3 @@ def _sequence(root: Root, pictures: str, annotations: str, name: str) -> DAVISSe
         tuple(f"{pictures}/{name}/{frame}" for frame in frames),
         tuple(f"{annotations}/{name}/{mask}" if mask in masks else None for mask in wanted),
     )
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from fourd_core.errors import RecipeError
+from fourd_core.files import as_json
 from fourd_core.interfaces import Dataset, Metric, Result
 from fourd_core.progress import track
 from fourd_core.recipe import Location
@@ -177,7 +177,7 @@ class DAVISMetric(Metric):
     def _protocol(self, davis: DAVIS, sizes: dict[str, str]) -> dict[str, Any]:
         settings = {key: value for key, value in self.settings().items() if key not in NOT_PROTOCOL}
         protocol = {"data": davis.facts(), "frames seen at (rows x columns)": sizes, **settings}
-        plain: dict[str, Any] = json.loads(json.dumps(protocol))  # tuples become lists, as they will when read back
+        plain: dict[str, Any] = as_json(protocol)
         return plain
 
 

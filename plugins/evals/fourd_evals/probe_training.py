@@ -6,7 +6,6 @@ may prepare them in any order.
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from fourd_core.errors import RecipeError, RunError
+from fourd_core.files import as_json
 from fourd_core.interfaces import Dataset, Head, Metric, Result, Sample
 from fourd_core.progress import track
 from fourd_core.randomness import generator_for, seeded
@@ -101,7 +101,7 @@ class ProbeMetric(Metric):
     def _protocol(self, task: Task) -> dict[str, Any]:
         settings = {key: value for key, value in attrs.asdict(self.config).items() if key not in NOT_PROTOCOL}
         protocol = {**settings, "optimiser": "AdamW", **task.facts()}
-        plain: dict[str, Any] = json.loads(json.dumps(protocol))  # tuples become lists, as they will when read back
+        plain: dict[str, Any] = as_json(protocol)
         return plain
 
     def _notes(self, task: Task, training: _Training) -> list[str]:

@@ -16,7 +16,7 @@ from numpy import ndarray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from fourd_core.errors import MediaError
+from fourd_core.errors import MediaError, some
 from fourd_core.media.folders import open_folder
 from fourd_core.media.formats.reading import read_bytes
 from fourd_core.media.locations import File
@@ -121,10 +121,9 @@ class Root:
     def missing(self, what: str, looked_for: Sequence[str], advice: str = "") -> MediaError:
         """The sentence about a root that is laid out differently: what was looked for and what is there."""
         found = self.names()
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         return MediaError(
             f"{self.location} does not hold {what}: looked for {' or '.join(looked_for)}; "
-            f"found {', '.join(found[:SHOWN]) or 'nothing'}{more}{'; ' + advice if advice else ''}"
+            f"found {some(found, SHOWN) or 'nothing'}{'; ' + advice if advice else ''}"
         )
 
     def _decoded(self, name: str, mode: str | None) -> ndarray:

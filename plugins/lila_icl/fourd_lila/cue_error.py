@@ -6,7 +6,6 @@ Every row is measured on the same pairs with the same cues; only the features, o
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any, cast
@@ -21,6 +20,7 @@ from torch.utils.data import default_collate
 
 from fourd_core.cues.plan import keys_of
 from fourd_core.errors import RunError
+from fourd_core.files import as_json
 from fourd_core.interfaces import Component, Dataset, Head, Metric, Result, Video
 from fourd_core.progress import track
 from fourd_core.randomness import generator_for
@@ -125,7 +125,7 @@ class LILACueError(Metric):
             "seed": self.config.seed,
             **settings,
         }
-        plain: dict[str, Any] = json.loads(json.dumps(protocol))  # tuples become lists, as they will when read back
+        plain: dict[str, Any] = as_json(protocol)
         return plain
 
 
