@@ -168,7 +168,7 @@ def _moves(root: Root, key: str, camera: int) -> dict[int, dict[int, bool]] | No
         return None
     moves: dict[int, dict[int, bool]] = {}
     for row in _rows(root, f"{key}/bbox.txt", camera, "trackID", "isMoving"):
-        moves.setdefault(int(row["frame"]), {})[int(row["trackID"])] = row["isMoving"] == "True"
+        moves.setdefault(int(row["frame"]), {})[int(row["trackID"])] = row["isMoving"].lower() in ("true", "1")
     return moves
 
 
