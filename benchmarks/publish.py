@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from fourd_core.checkpoint import save_tensors
+from fourd_core.checkpoint import MODEL, save_tensors
+from fourd_core.jobs.train import CHECKPOINT_FILE
 from fourd_core.recipe import load_recipe
 from fourd_core.run_folder import trained_weights
 from fourd_core.weights import read_state_dict
@@ -22,11 +23,10 @@ LARGEST = 16 * 2**20
 
 
 def publish(name: str, source: Path, how: str) -> Path:
-    """Write `NAME.safetensors` from a run folder's last trained weights, or from a file of weights."""
-    file = trained_weights(source, load_recipe(source / "recipe.toml")) if source.is_dir() else source
-    if file is None:
-        sys.exit(f"{source} has no trained weights")
-    state = read_state_dict(str(file))
+    """Write `NAME.safetensors` from a run folder's last trained weights or checkpoint, or from a file."""
+    state = read_state_dict(str(_file(source)))
+    if any(key.startswith(MODEL) for key in state):  # the checkpoint of a training that goes on
+        state = {key.removeprefix(MODEL): value for key, value in state.items() if key.startswith(MODEL)}
     kept = {
         key: value.half() if value.is_floating_point() else value
         for key, value in state.items()
@@ -42,6 +42,16 @@ def publish(name: str, source: Path, how: str) -> Path:
         sys.exit(f"{path} has {size} bytes, more than {LARGEST}")
     sys.stdout.write(f"{path}: {len(kept)} tensors, {size / 2**20:.2f} MiB\n")
     return path
+
+
+def _file(source: Path) -> Path:
+    if not source.is_dir():
+        return source
+    trained = trained_weights(source, load_recipe(source / "recipe.toml"))
+    unfinished = sorted(source.glob(f"*/{CHECKPOINT_FILE}"), key=lambda path: path.stat().st_mtime)
+    if trained is None and not unfinished:
+        sys.exit(f"{source} has no trained weights")
+    return trained or unfinished[-1]
 
 
 if __name__ == "__main__":
