@@ -48,7 +48,7 @@ def camera_flow(truth: Predictions) -> Float[Tensor, "b t h w 2"]:
     points = unproject(here, truth.depth[:, :, 0], pinhole[:, :, None, None])
     world = transform(poses[:, :, None, None], points)
     back = torch.linalg.inv(poses[:, :-1].double()).to(poses)
-    xy, _ = project(transform(back[:, :, None, None], world[:, 1:]), pinhole[:, :-1, None, None])
+    xy = project(transform(back[:, :, None, None], world[:, 1:]), pinhole[:, :-1, None, None])
     return xy - here
 
 
@@ -82,9 +82,9 @@ def check_geometry(truth: Predictions, tolerance: float) -> None:
     world = transform(truth.cameras.world_from_cam[:, :, None], tracks.xyz_camera)
     assert torch.allclose(world, tracks.xyz, atol=1e-4)
     ahead = tracks.live
-    xy, z = project(tracks.xyz_camera, truth.cameras.intrinsics[:, :, None])
+    xy = project(tracks.xyz_camera, truth.cameras.intrinsics[:, :, None])
     assert (xy - tracks.xy)[ahead].abs().max() < tolerance * 10
-    assert torch.equal(z[ahead], tracks.depth[ahead])
+    assert torch.equal(tracks.xyz_camera[..., 2], tracks.depth)
 
 
 def warped(clip: Clip, truth: Predictions) -> tuple[Tensor, Tensor]:
@@ -110,14 +110,12 @@ def check_colours(clip: Clip, truth: Predictions, share: float) -> None:
 @pytest.mark.parametrize("layers", [0.0, 1.0])
 def test_depth_cameras_flow_motion_and_tracks_agree(dtype: torch.dtype, layers: float) -> None:
     _, truth = clips(generator(dtype, layers=layers))
-    if layers:
-        moving = truth.motion[:, 1:, 0] == 1
-        assert moving.float().mean() > 0.3
-        assert torch.equal(truth.cameras.world_from_cam, torch.eye(4, dtype=dtype).expand(10, 5, 4, 4))
-        truth = Predictions({**truth, "motion": truth["motion"]})
     if not layers:
         check_geometry(truth, TOLERANCE[dtype])
     else:
+        moving = truth.motion[:, 1:, 0] == 1
+        assert moving.float().mean() > 0.3
+        assert torch.equal(truth.cameras.world_from_cam, torch.eye(4, dtype=dtype).expand(10, 5, 4, 4))
         flow, known = known_flow(truth)
         rests = known & (truth.motion[:, 1:, 0] == 0)
         assert rests.any()
@@ -221,7 +219,7 @@ def test_a_crop_is_the_same_window_of_the_whole_picture() -> None:
 
 @pytest.mark.parametrize("shading", ["plain", "lambert"])
 def test_every_reuse_of_a_scene_keeps_its_truth_exact(shading: str) -> None:
-    made = generator(reuse=8, shading=shading)
+    made = generator(reuse=8, shading=shading, speed=1.5)
     clip, truth = made.clips(range(24), Request(5, None, 32, CPU))
     check_geometry(truth, TOLERANCE[torch.float32])
     if shading == "plain":
@@ -236,7 +234,6 @@ def test_every_reuse_of_a_scene_keeps_its_truth_exact(shading: str) -> None:
             if torch.equal(scene[0], _turned(variant, mirror, back))
         }
         assert len(ways) > 1  # a scene mirrored, or backwards, and as it was
-    assert any(torch.equal(first[0, 0], variant.flip(-1)) for variant in first[0]) or len(first) > 1
 
 
 def _turned(depth: Tensor, mirror: bool, back: bool) -> Tensor:
