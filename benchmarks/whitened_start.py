@@ -1,9 +1,9 @@
 """Where a training from nothing begins: python -m benchmarks.whitened_start RECIPE STAGE FILE.safetensors
 
 All is random but the patch embedding, whose filters are the principal components of the stage's own patches, each
-scaled to the same variance. A random embedding hands on the patches' mean colour and hardly anything else (in normalised
-frames the first component has 200 times the variance of the tenth), and the small differences that show motion drown:
-flow then begins to be learned much later. Use: `fourd run RECIPE STAGE --set trained=FILE.safetensors`.
+scaled to the same variance. A random embedding hands on the patches' mean colour and hardly anything else (of
+normalised frames the first component has 60 times the variance of the fourth), and the small differences that show
+motion drown: flow then begins to be learned later. Use: `fourd run RECIPE STAGE --set trained=FILE.safetensors`.
 """
 
 from __future__ import annotations
