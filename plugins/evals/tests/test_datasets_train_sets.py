@@ -21,7 +21,7 @@ from fourd_evals.datasets_mixture import Mixture
 from fourd_evals.datasets_point_odyssey import PointOdyssey
 from fourd_evals.datasets_tartanair import TartanAir
 from fourd_evals.miniatures import encoded, in_memory
-from fourd_evals.rigid_scenes import moving
+from fourd_evals.rigid_scenes import moving, unhidden
 from fourd_evals.scene import known_scene, poses
 from fourd_evals.tfrecords import Example, record_places
 
@@ -213,6 +213,32 @@ def test_what_counts_as_moving() -> None:
     assert torch.equal(moving(bodies, radius, 0.0015), expected)
     assert not moving(bodies[:, :1], radius, 0.0015).any()
     assert moving(bodies[:0], radius[:0], 0.0015).shape == (0, 3)
+
+
+def test_what_counts_as_hidden() -> None:
+    """Another body at the point's pixel hides it, and so does its own body by more than the tolerance, in 1 / depth."""
+    depth_map = torch.tensor([[4.0, 4.0, 2.0, torch.nan]], dtype=torch.float64)
+    body_map = torch.tensor([[0, 0, 1, 1]])
+    cases = {
+        (1.8, 4.0, 0): True,  # its own pixel; the next one, of the other body, does not count
+        (2.2, 4.0, 0): False,  # the other body's pixel, whatever its neighbour shows
+        (1.8, 4.07, 0): True,  # within 2 %
+        (1.8, 4.09, 0): False,
+        (1.8, 3.0, 0): True,  # before the surface
+        (1.8, -4.0, 0): False,  # behind the camera
+        (4.1, 4.0, 1): False,  # outside
+        (2.9, 2.0, 1): True,  # beside a hole
+        (3.6, 2.0, 1): False,  # in a hole, with nothing known around it
+    }
+    x, depth, body = (torch.tensor(values) for values in zip(*cases, strict=True))
+    xy = torch.stack([x, torch.full_like(x, 0.5)], -1).double()
+    seen = unhidden(xy, depth.double(), body, depth_map, body_map, 0.02)
+    assert seen.tolist() == list(cases.values())
+    slanted = torch.tensor([[1 / 0.5, 1 / 0.4]], dtype=torch.float64)  # half way between the two: 1 / 0.45
+    depth = torch.tensor([1 / 0.451, 1 / 0.449], dtype=torch.float64)
+    middle = torch.tensor([[1.0, 0.5]] * 2, dtype=torch.float64)
+    bodies = torch.zeros(2, dtype=torch.long)
+    assert unhidden(middle, depth, bodies, slanted, bodies[None], 0.0).tolist() == [True, False]
 
 
 def test_records_by_hand() -> None:
