@@ -16,13 +16,18 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from importlib.metadata import Distribution, EntryPoint, distributions
-from typing import Any
+from importlib.metadata import distributions
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from fourd_core import inspection
 from fourd_core.errors import PluginError
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution, EntryPoint
+else:  # where somebody has imported the backport (dask does), `distributions` yields objects of its classes
+    Distribution = EntryPoint = Any
 
 API_VERSION = 1
 """The version of the contracts in `fourd_core.interfaces`."""
