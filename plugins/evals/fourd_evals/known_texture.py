@@ -64,7 +64,7 @@ class KnownTexture(AnnotatedVideo):
     known = frozenset(TRUTHS)
     intrinsics = torch.tensor(K)
 
-    def __init__(self, frames: int = 20) -> None:
+    def __init__(self, frames: int = 10) -> None:
         self.name = self.key = "known texture"
         self.frame_count = frames
         generator = torch.Generator().manual_seed(11)
@@ -94,7 +94,7 @@ class KnownTextures(Dataset):
 
     view = ViewConfig(view="original")
 
-    def __init__(self, frames: int = 20) -> None:
+    def __init__(self, frames: int = 10) -> None:
         self._video = KnownTexture(frames)
 
     def videos(self, split: Split) -> Sequence[Video]:

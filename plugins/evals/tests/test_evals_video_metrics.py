@@ -52,6 +52,15 @@ def test_depthcrafter_caps_and_clips_by_hand() -> None:
     assert constant.compute()["abs_rel"] == pytest.approx(sum(errors) / 4, rel=1e-6)
 
 
+def test_depthcrafter_lifts_negative_disparity_before_the_fit() -> None:
+    truth, disparity = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([1.1, 0.4, 0.3, -3.0])
+    metric = DepthCrafterDepth(cap=10.0)
+    metric.update(disparity.view(1, 1, 4), truth.view(1, 1, 4))
+    scale, shift = np.polyfit([1.1, 0.4, 0.3, 1e-3], (1 / truth).numpy(), 1)
+    errors = [abs(1 / (scale * d + shift) - z) / z for d, z in zip((1.1, 0.4, 0.3, 1e-3), truth.tolist(), strict=True)]
+    assert metric.compute()["abs_rel"] == pytest.approx(sum(errors) / 4, rel=1e-5)
+
+
 @pytest.mark.parametrize(("number", "align"), list(enumerate(["metric", "median", "scale", "lstsq", "lad", "lad2"])))
 def test_pooled_depth(stored: dict[str, Tensor], number: int, align: str) -> None:
     metric = PooledDepth(align, cap=70.0)  # type: ignore[arg-type]
