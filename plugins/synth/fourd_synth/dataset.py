@@ -27,7 +27,7 @@ class Synth(Dataset):
     @classmethod
     def example(cls) -> SceneConfig:
         """Few, short and small videos."""
-        return cls.Config(pixels=24, frames=4, count=2, held_out=2, patterns=8, texture_pixels=32, tracks=4)
+        return cls.Config(pixels=16, frames=3, count=1, held_out=1, patterns=4, texture_pixels=32, tracks=4)
 
     def __init__(self, config: SceneConfig) -> None:
         self.config = self.view = config
@@ -44,8 +44,8 @@ class Synth(Dataset):
     ) -> tuple[Clip, Predictions]:
         """Clips by number, made on the device, and what is true of them; see the README for what is random.
 
-        Beside depth, flow, motion, cameras and tracks there is the mask "occluded": 1 where what a pixel shows is hidden
-        or outside the picture in the frame before, NaN where that is not sure.
+        Beside the five known truths there is the mask "occluded": 1 where what a pixel shows is hidden or outside the
+        picture in the frame before, NaN where that is not sure.
 
         Raises:
             ValueError: more frames or pixels than the videos have.

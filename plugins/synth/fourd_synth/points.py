@@ -63,7 +63,7 @@ def columns(table: Float[Tensor, "k rows"], row: Int64[Tensor, "t h w"]) -> Floa
     return table.index_select(1, row.flatten()).unflatten(1, row.shape)
 
 
-def carried(matrix: Float[Tensor, "12 *m"], place: Vector) -> Vector:
+def carried(matrix: Float[Tensor, "12 ..."], place: Vector) -> Vector:
     """Points under affine maps, given as 9 + 3 numbers."""
     x, y, z = place
     return Vector(*(matrix[i] * x + matrix[i + 1] * y + matrix[i + 2] * z + matrix[9 + i // 3] for i in (0, 3, 6)))

@@ -10,8 +10,9 @@ equation gives flow between any two frames, long tracks and what moves. The thin
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
@@ -20,6 +21,8 @@ from jaxtyping import Bool, Float64, Int64
 from fourd_synth.draws import Draws
 
 Array = Float64[np.ndarray, "..."]
+FORWARD = np.array([1.0, 0.0, 0.0])
+"""Where the cameras of layered scenes look."""
 
 
 class Counts(NamedTuple):
@@ -38,7 +41,7 @@ class Counts(NamedTuple):
     def slots(self) -> tuple[slice, slice, slice, slice]:
         """The slots of ellipsoids, boxes, cylinders, cut-outs."""
         ends = np.cumsum([2, *self]).tolist()
-        ellipsoids, boxes, cylinders, cutouts = (slice(*pair) for pair in zip(ends, ends[1:], strict=False))
+        ellipsoids, boxes, cylinders, cutouts = (slice(*pair) for pair in itertools.pairwise(ends))
         return ellipsoids, boxes, cylinders, cutouts
 
 
@@ -238,7 +241,7 @@ def rotation(axis: Float64[np.ndarray, "... 3"], angle: Float64[np.ndarray, "...
 
 def product(a: Float64[np.ndarray, "... 3 3"], b: Float64[np.ndarray, "... 3 k"]) -> Float64[np.ndarray, "... 3 k"]:
     """Matrix products written out: their last bit does not depend on what else is in the batch."""
-    return sum(a[..., :, j : j + 1] * b[..., j : j + 1, :] for j in range(3))  # type: ignore[return-value]
+    return sum(a[..., :, j : j + 1] * b[..., j : j + 1, :] for j in range(3))
 
 
 def inverse(a: Float64[np.ndarray, "... 3 3"]) -> Float64[np.ndarray, "... 3 3"]:
@@ -326,7 +329,7 @@ def _with_background(scenes: Scenes) -> Scenes:
 
 
 def _with_layers(scenes: Scenes, d: Draws, speed: float) -> Scenes:
-    """Where `layered`: a still camera that looks along x, before it an upright plane and cut-outs that move sideways."""
+    """Where `layered`: a still camera that looks along x, before it a plane and cut-outs that move sideways."""
     n, rows = scenes.counts.things, scenes.layered
     flat = np.zeros(n, dtype=bool)
     flat[1], flat[scenes.counts.slots()[3]] = True, True
@@ -351,7 +354,7 @@ def _with_layers(scenes: Scenes, d: Draws, speed: float) -> Scenes:
         "scale": size,
         "turned": np.broadcast_to(upright, (len(rows), n, 3, 3)),
         "velocity": np.concatenate([none[..., :1], sideways], -1),
-        "spin_axis": none + [1.0, 0.0, 0.0],
+        "spin_axis": none + FORWARD,
         "spin": drive * d.normal(n) * 0.4 * d.chance(0.5, n),
         "bounce": np.zeros_like(moving),
         "parent": np.broadcast_to(np.arange(n), (len(rows), n)),
@@ -366,14 +369,15 @@ def _with_layers(scenes: Scenes, d: Draws, speed: float) -> Scenes:
     fixed = Camera(
         *(still + none[:, 0], still + none[:, 0]),
         Wave(none[:, 0], camera.shake.rate, camera.shake.phase),
-        none[:, 0] + [1.0, 0.0, 0.0],
+        none[:, 0] + FORWARD,
         *(none[:, 0], none[:, 0, 0], none[:, 0, 0], camera.focal),
     )
-    given = attrs.evolve(scenes, swing=swing, breath=breath, shear=shear, camera=fixed, **changes)
-    return _chosen(rows, given, scenes)
+    given: Scenes = attrs.evolve(scenes, swing=swing, breath=breath, shear=shear, camera=fixed, **changes)
+    chosen: Scenes = _chosen(rows, given, scenes)
+    return chosen
 
 
-def _chosen(rows: Bool[np.ndarray, " b"], yes: object, no: object) -> object:
+def _chosen(rows: Bool[np.ndarray, " b"], yes: Any, no: Any) -> Any:
     """Of two batches of one kind, the clips of the first where `rows`, else those of the second."""
     if isinstance(yes, np.ndarray):
         return np.where(rows.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)

@@ -78,7 +78,7 @@ def _normal(views: Views, points: Points) -> Vector:
     x, y, z = points.place
     slot = points.slot
     zero, one = torch.zeros_like(x), torch.ones_like(x)
-    ellipsoids, boxes, cylinders, cutouts = views.counts.slots()
+    _, boxes, cylinders, cutouts = views.counts.slots()
     room = views.room[points.frame][:, None, None]
     cubic = ((slot == 0) & room) | ((slot >= boxes.start) & (slot < boxes.stop))
     flat = (slot == 1) | (slot >= cutouts.start)

@@ -40,7 +40,7 @@ class TextureBank:
         u: Float[Tensor, " *m"],
         v: Float[Tensor, " *m"],
         footprint: Float[Tensor, " *m"],
-    ) -> Float[Tensor, "3 *m"]:
+    ) -> Float[Tensor, "3 ..."]:
         """Colours in [0, 1] at positions (whole numbers are repeats), seen by pixels of this size in the same unit.
 
         Between four texels of the level whose texels come closest to the pixel in size.
@@ -61,5 +61,5 @@ class TextureBank:
         upper, lower = a + (b - a) * across, c + (d - c) * across
         return (upper + (lower - upper) * down) * (1 / 255)
 
-    def _texel(self, index: Int[Tensor, " *m"]) -> Float[Tensor, "3 *m"]:
+    def _texel(self, index: Int[Tensor, " *m"]) -> Float[Tensor, "3 ..."]:
         return self.texels.index_select(1, index.flatten()).unflatten(1, index.shape).float()

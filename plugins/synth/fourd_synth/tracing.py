@@ -24,8 +24,8 @@ class Rays(NamedTuple):
 
     frame: Int64[Tensor, " t"]
     """The frame (clip * frames + frame) of each tile."""
-    x: Float[Tensor, "t #h w"]
-    y: Float[Tensor, "t h #w"]
+    x: Float[Tensor, "t _ w"]
+    y: Float[Tensor, "t h _"]
 
 
 class Hits(NamedTuple):

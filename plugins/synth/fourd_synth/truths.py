@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fourd_core.data import Cameras, Clip, Maps, Prediction, Predictions, Tracks
+from fourd_core.geometry import compose, inverse, transform
 from fourd_synth.rendering import Rendered, Window
 from fourd_synth.views import Views
 
@@ -106,7 +107,7 @@ def truth_of(scene: Scene, world: Float[Tensor, "b 1 4 4"] | None = None) -> tup
         world: the pose of the camera that is to be the world; None: the first one's.
     """
     clip = Clip(scene.colour, times=scene.times, intrinsics=scene.intrinsics)
-    poses = relative(scene.world_from_cam[:, :1] if world is None else world, scene.world_from_cam).to(
+    poses = compose(inverse(scene.world_from_cam[:, :1] if world is None else world), scene.world_from_cam).to(
         scene.depth.dtype
     )
     flow, occluded = scene.flow[:, :, 0].clone(), scene.occluded[:, :, 0].clone()
@@ -119,24 +120,8 @@ def truth_of(scene: Scene, world: Float[Tensor, "b 1 4 4"] | None = None) -> tup
         "cameras": Cameras(poses, scene.intrinsics, unit="m"),
     }
     if scene.xy.shape[2]:
-        xyz = turned(poses[:, :, None, :3, :3], scene.at) + poses[:, :, None, :3, 3]
+        xyz = transform(poses[:, :, None], scene.at)
         truth["tracks"] = Tracks(
             scene.xy, scene.visibility, scene.live, scene.at[..., 2], xyz=xyz, xyz_camera=scene.at, unit="m"
         )
     return clip, Predictions(truth)
-
-
-def relative(
-    world_from_first: Float[Tensor, "b 1 4 4"], world_from_cam: Float[Tensor, "b t 4 4"]
-) -> Float[Tensor, "b t 4 4"]:
-    """Rigid poses in the frame of the first."""
-    back = world_from_first[..., :3, :3].transpose(-1, -2)
-    poses = world_from_cam.clone()
-    poses[..., :3, :3] = torch.stack([turned(back, world_from_cam[..., :3, i]) for i in range(3)], -1)
-    poses[..., :3, 3] = turned(back, world_from_cam[..., :3, 3] - world_from_first[..., :3, 3])
-    return poses
-
-
-def turned(matrix: Float[Tensor, "*#m 3 3"], vector: Float[Tensor, "*#m 3"]) -> Float[Tensor, "*#m 3"]:
-    """Matrix times vector, written out: in full precision on every device, equal in every batch."""
-    return matrix[..., 0] * vector[..., :1] + matrix[..., 1] * vector[..., 1:2] + matrix[..., 2] * vector[..., 2:]

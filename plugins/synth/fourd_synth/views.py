@@ -1,7 +1,7 @@
 """A batch of scenes as cameras see them: tables on a device, composed in float64 before they are rounded.
 
-A row of a table is a thing in a frame of a clip: row = (clip * frames + frame) * things + slot. What does not change from
-frame to frame has a row per thing of a clip: clip * things + slot.
+A row of a table is a thing in a frame of a clip: row = (clip * frames + frame) * things + slot. What does not change
+from frame to frame has a row per thing of a clip: clip * things + slot.
 """
 
 from __future__ import annotations

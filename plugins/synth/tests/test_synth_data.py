@@ -199,7 +199,7 @@ def test_pictures_are_textures_of_one_part_only(tmp_path: Path) -> None:
     values = [(textures_of(config, 0, held_out=held) * 255).round().unique().tolist() for held in (False, True)]
     assert values == [[10, 90], [170, 250]]
     one = Synth.Config(patterns=0, textures=(Location(str(tmp_path / "a.png")),), texture_pixels=32)
-    with pytest.raises(MediaError, match="name two in data.textures"):
+    with pytest.raises(MediaError, match=r"name two in data\.textures"):
         textures_of(one, 0, held_out=True)
 
 

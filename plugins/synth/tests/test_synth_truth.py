@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from fourd_synth.dataset import Synth
 from fourd_synth.generating import Generator, Request
 from fourd_synth.rendering import Rendered, Window
 from fourd_synth.tracing import Rays, trace
+from fourd_synth.views import Views
 from jaxtyping import Float
 from torch import Tensor
 
@@ -101,7 +103,7 @@ def warped(clip: Clip, truth: Predictions) -> tuple[Tensor, Tensor]:
 def check_colours(clip: Clip, truth: Predictions, share: float) -> None:
     """What is seen in both frames has one colour; taking each pixel where it stands does far worse."""
     error, still = warped(clip, truth)
-    seen = truth["occluded"].values[:, 1:, 0] == 0  # type: ignore[attr-defined]
+    seen = truth["occluded"].values[:, 1:, 0] == 0
     assert seen.float().mean() > 0.6
     assert error[seen].mean() < share * still[seen].mean()
 
@@ -130,22 +132,20 @@ def test_pictures_agree_with_flow_where_content_is_seen_in_both_frames() -> None
         flow, known = known_flow(truth)
         ends = pixels_of(truth) + flow
         inside = ((ends > 0) & (ends < 56)).all(-1) & known
-        hidden = inside & (truth["occluded"].values[:, 1:, 0] == 1)  # type: ignore[attr-defined]
+        hidden = inside & (truth["occluded"].values[:, 1:, 0] == 1)
         assert hidden.sum() > 100
         assert error[hidden].mean() > 3 * error[inside & ~hidden].mean()
 
 
-def rendered(made: Generator, count: int) -> tuple[Rendered, object, Window, Tensor]:
-    import numpy as np
-
+def rendered(made: Generator, count: int) -> tuple[Rendered, Views, Tensor]:
     views = made.views(range(count), np.zeros(count, dtype=np.int64), 4)
     window = Window(torch.zeros(count, 2, dtype=torch.int64), (56, 56), 56)
     frames = (torch.arange(4) + 1).expand(count, 4)
-    return made.rendered(views, window, frames, (-1, 1), pictures=False), views, window, frames
+    return made.rendered(views, window, frames, (-1, 1), pictures=False), views, frames
 
 
 def test_forward_and_backward_flow_cancel_exactly_where_nothing_is_hidden() -> None:
-    maps, _, _, _ = rendered(generator(), 10)
+    maps, _, _ = rendered(generator(), 10)
     back, forth = maps.flow[-1].flow[:, 1:], maps.flow[1].flow[:, :-1]
     hidden = maps.flow[-1].occluded[:, 1:, 0]
     ends = (pixel_centres((56, 56)) + back.movedim(2, -1)) / 28 - 1
@@ -160,12 +160,12 @@ def test_forward_and_backward_flow_cancel_exactly_where_nothing_is_hidden() -> N
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_ray_to_where_content_was_meets_it_or_what_hides_it(dtype: torch.dtype) -> None:
-    maps, views, window, frames = rendered(generator(dtype), 8)
+    maps, views, frames = rendered(generator(dtype), 8)
     flow, hidden = maps.flow[-1].flow, maps.flow[-1].occluded[:, :, 0]
     centres = (pixel_centres((56, 56)).to(dtype) + flow.movedim(2, -1)).nan_to_num(28.0)
-    focal = (views.focal * 56).view(-1, 1, 1, 1)  # type: ignore[attr-defined]
+    focal = (views.focal * 56).view(-1, 1, 1, 1)
     x, y = ((centres[..., i] - 28) / focal for i in (0, 1))
-    frame = (frames - 1 + torch.arange(8)[:, None] * views.frames).flatten()  # type: ignore[attr-defined]
+    frame = (frames - 1 + torch.arange(8)[:, None] * views.frames).flatten()
     hits = trace(views, Rays(frame, x.flatten(0, 1), y.flatten(0, 1)))  # type: ignore[arg-type]
     z, slot = hits.z.view(hidden.shape), hits.slot.view(hidden.shape)
     inside = ((centres >= 0) & (centres < 56)).all(-1) & flow.isfinite().all(2)
@@ -181,14 +181,14 @@ def test_a_ray_to_where_content_was_meets_it_or_what_hides_it(dtype: torch.dtype
     assert (mine[covered] != slot[covered]).float().mean() > 0.5
 
 
-def _depth_before(views: object, maps: Rendered, frames: Tensor, dtype: torch.dtype) -> Tensor:
+def _depth_before(views: Views, maps: Rendered, frames: Tensor, dtype: torch.dtype) -> Tensor:
     """z of each pixel's content in the frame before, by matrices of this test's own."""
-    matrix = torch.eye(4, dtype=torch.float64).repeat(views.to_camera.shape[1], 1, 1)  # type: ignore[attr-defined]
-    matrix[:, :3, :3] = views.to_camera[:9].T.reshape(-1, 3, 3)  # type: ignore[attr-defined]
-    matrix[:, :3, 3] = views.to_camera[9:].T  # type: ignore[attr-defined]
-    things = views.counts.things  # type: ignore[attr-defined]
-    row = (frames + torch.arange(len(frames))[:, None] * views.frames)[:, :, None, None] * things + maps.slot[:, :, 0]  # type: ignore[attr-defined]
-    focal = (views.focal.double() * 56).view(-1, 1, 1, 1)  # type: ignore[attr-defined]
+    matrix = torch.eye(4, dtype=torch.float64).repeat(views.to_camera.shape[1], 1, 1)
+    matrix[:, :3, :3] = views.to_camera[:9].T.reshape(-1, 3, 3)
+    matrix[:, :3, 3] = views.to_camera[9:].T
+    things = views.counts.things
+    row = (frames + torch.arange(len(frames))[:, None] * views.frames)[:, :, None, None] * things + maps.slot[:, :, 0]
+    focal = (views.focal.double() * 56).view(-1, 1, 1, 1)
     x, y = ((pixel_centres((56, 56))[..., i] - 28) / focal for i in (0, 1))
     z = maps.depth[:, :, 0].double()
     point = torch.stack([x * z, y * z, z, torch.ones_like(z)], -1)
@@ -207,7 +207,7 @@ def test_a_crop_is_the_same_window_of_the_whole_picture() -> None:
         window = (clip, slice(None), slice(None), slice(y, y + 24), slice(x, x + 24))
         assert torch.equal(part.frames[clip], whole.frames[window])
         for name in ("depth", "motion"):
-            assert torch.equal(cut[name].values[clip].nan_to_num(-1), truth[name].values[window].nan_to_num(-1))  # type: ignore[attr-defined]
+            assert torch.equal(cut[name].values[clip].nan_to_num(-1), truth[name].values[window].nan_to_num(-1))
         mine, theirs = cut.flow[clip], truth.flow[window]
         both = mine.isfinite() & theirs.isfinite()
         assert both.float().mean() > 0.7
