@@ -77,7 +77,9 @@ class TrainJob(Job):
             RecipeError: the backbone has not so many blocks, or cannot be trained in part.
         """
         self._free_backbone()
-        trained = (self.system.backbone, self.system.heads, self.system.memories, self.objective)
+        trained: tuple[nn.Module, ...] = (
+            self.system.backbone, self.system.heads, self.system.memories, self.objective
+        )  # fmt: skip
         names = ("backbone", "heads", "memories", f"objectives.{self.stage}")
         return {
             f"{part}.{name}": parameter

@@ -20,6 +20,7 @@ from fourd_core.data import Clip
 from fourd_core.errors import FourdError
 from fourd_core.interfaces import Component
 from fourd_core.recipe import ComponentConfig, Recipe, dumps, parse
+from fourd_core.recipe.structure import Installed
 
 TOLERANCE = 1e-5
 """Relative, in fp32: how far the same numbers computed in another batch may differ."""
@@ -50,13 +51,13 @@ def check_form(cls: type[Component]) -> None:
 
 
 class _Only:
-    """A resolver that knows one component, under every name."""
+    """A resolver that knows one component as "example", and those that are installed, which its Config may name."""
 
     def __init__(self, cls: type[Component]) -> None:
         self.cls = cls
 
     def component(self, kind: str, name: str) -> type[Any]:
-        return self.cls
+        return self.cls if name == "example" else Installed().component(kind, name)
 
     def job(self, name: str) -> type[Any]:
         raise NotImplementedError
