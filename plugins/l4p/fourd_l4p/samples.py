@@ -20,7 +20,8 @@ from torch import Tensor
 from fourd_core.data import VISIBLE, Cameras, Maps, Predictions, Tracks
 
 SEEN = 4
-"""Frames in which a track must be seen to be taken, where there are such tracks; L4P's option."""
+"""Frames in which a track must be seen to be taken, where there are such tracks (L4P's option); of a clip of less than
+16 frames a quarter."""
 MAPS = {"depth": 1, "flow": 2, "motion": 1}
 """The dense truths and their channels."""
 
@@ -64,7 +65,7 @@ def chosen(
 ) -> dict[str, Tensor]:
     """`n` of the tracks, and of each a query: a frame in which it is seen, all such frames alike.
 
-    Taken are tracks that are seen in at least `SEEN` frames; only where there is none, others that can be asked for;
+    Taken are tracks that are seen in enough frames, see `SEEN`; only where there is none, others that can be asked for;
     again from the first, where they are too few; and where there is none, none of the `n` is live.
 
     Args:
@@ -77,7 +78,7 @@ def chosen(
     visible = tracks.live & (tracks.visibility > VISIBLE)
     visible = visible[:, :, : choice.shape[1]]
     askable = visible[:, : query_frames or t]
-    rank = askable.any(1).long() * (1 + (visible.sum(1) >= min(SEEN, t)))
+    rank = askable.any(1).long() * (1 + (visible.sum(1) >= min(SEEN, -(-t // 4))))
     best = rank.amax(1, keepdim=True)
     candidates = rank == best
     order = torch.where(candidates, choice, choice + 1).argsort(1)

@@ -175,8 +175,8 @@ def tracks(visible: Tensor) -> Tracks:
 def test_which_tracks_are_taken() -> None:
     visible = torch.zeros(4, 8, 6, dtype=torch.bool)
     visible[0, 1:6, [0, 3]] = True  # two good ones
-    visible[0, 2:4, 1] = True  # too short
-    visible[1, 2:4, 1] = True  # the only ones, both short
+    visible[0, 2, 1] = True  # too short: a quarter of the clip is two frames
+    visible[1, 2, 1] = True  # the only ones, both short
     visible[1, 5, 4] = True
     visible[2, 4:, 2] = True  # good, but never in the first frames
     visible[2, 0, 5] = True

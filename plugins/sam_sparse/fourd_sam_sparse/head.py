@@ -21,7 +21,7 @@ from fourd_sam_sparse.mask_decoder import MASKS, MaskDecoder, Shared, at_a_time,
 from fourd_sam_sparse.prompts import FOUND, NAMED, PROMPTS, PromptEncoder
 from fourd_sam_sparse.readout import enlarged_mean, expected_position
 from fourd_sam_sparse.two_way import DEPTH
-from fourd_sam_sparse.written import LowRank, stacked
+from fourd_sam_sparse.written import LowRank
 
 RECALLED = ("feature", "handed", "scale", "columns", "rows", "base")
 """What a memory may say of each query: the track's `feature` (`b n c`), whether there is one (`b n`), and the history
@@ -99,14 +99,19 @@ class SamTrack(Head):
         tap, queries = tokens[self.taps[0]], clip.queries
         positions = self.prompt_encoder.positions(tap.grid, tap.values.device)
         *own, bases = self._places(queries, clip), _labels(queries), *self._recalled(queries, tap.values)
-        samples = []
-        for i, (base, history) in enumerate(zip(tap.values, bases, strict=True)):
+        b, n = queries.frame.shape
+        # At the transformer's busiest a chunk has its tokens before and behind a layer, with positions and without.
+        most = self.config.chunk or at_a_time(4 * tap.values[0].nbytes, tap.values)
+        groups = []
+        for clips in in_parts(0, b, max(1, most // max(n, 1))):
+            history = bases[clips]
             # Expanded where it is the same for all queries: once is enough.
-            history = history[:1] if history.stride(0) == 0 else history
-            shared = self.mask_decoder.shared(base, history, positions, tap.grid)
-            samples.append(self._sample([tensor[i] for tensor in own], shared, clip.size))
-        xy, logit, log_depth, *remembered = (stacked(parts) for parts in zip(*samples, strict=True))
-        norms = self.mask_decoder.transformer.norms.expand(len(samples), -1, -1, -1)
+            history = history[:, 0] if history.stride(1) == 0 else history.flatten(0, 1)
+            shared = self.mask_decoder.shared(tap.values[clips], history, positions, tap.grid, len(bases[clips]) * n)
+            answers = self._group([tensor[clips].flatten(0, 1) for tensor in own], shared, clip.size, most)
+            groups.append([answer.unflatten(0, (-1, n)) for answer in answers])
+        xy, logit, log_depth, *remembered = (joined(parts) for parts in zip(*groups, strict=True))
+        norms = self.mask_decoder.transformer.norms.expand(b, -1, -1, -1)
         return Tracks(
             xy.transpose(1, 2),
             logit.sigmoid().transpose(1, 2),
@@ -124,18 +129,17 @@ class SamTrack(Head):
         left = DEPTH * (ranks * (tokens + self.spec.dim) + 2 * tokens)
         return clip.frames.element_size() * 2 * left  # a history has a few more rows, and fewer tokens
 
-    def _sample(self, own: Sequence[Tensor], shared: Shared, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """The points of one clip, chunk by chunk.
+    def _group(self, own: Sequence[Tensor], shared: Shared, size: tuple[int, int], most: int) -> tuple[Tensor, ...]:
+        """The points of some clips, as many as go through together, or of one clip, chunk by chunk.
 
         Args:
             own: what `_chunk` is given of each point.
+            most: points of a chunk.
         """
-        # At the transformer's busiest a chunk has its tokens before and behind a layer, with positions and without.
-        most = self.config.chunk or at_a_time(4 * shared.base.nbytes, shared.base)
         run = self._recomputed if self.config.checkpointing and torch.is_grad_enabled() else self._chunk
         chunks = in_parts(0, len(own[0]), most)
         parts = [run(*(tensor[chunk] for tensor in own), shared.part(chunk), size) for chunk in chunks]
-        return parts[0] if len(parts) == 1 else tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return tuple(joined(tensors) for tensors in zip(*parts, strict=True))
 
     def _chunk(
         self,
@@ -188,6 +192,11 @@ class SamTrack(Head):
             "base": like.new_zeros(b, 1, 0, c).expand(-1, n, -1, -1),
         }
         return [queries.recalled.get(name, nothing[name]) for name in RECALLED]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Parts as one; a single one is not copied, for it may be large."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _labels(queries: Queries) -> Int[Tensor, "b n"]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fourd_core.data import Grid
 from fourd_sam_sparse.two_way import TwoWayTransformer
 from fourd_sam_sparse.upscaling import Upscaling
-from fourd_sam_sparse.written import LowRank, Written
+from fourd_sam_sparse.written import LowRank, Written, each
 
 MASKS = 3
 """Heat map, visibility, depth."""
@@ -60,15 +60,22 @@ class MaskDecoder(nn.Module):
 
     def shared(
         self,
-        base: Float[Tensor, "p c"],
-        history: Float[Tensor, "k m c"],
+        base: Float[Tensor, "k p c"],
+        history: Float[Tensor, "j m c"],
         positions: Float[Tensor, "p c"],
         grid: Grid,
+        count: int,
     ) -> Shared:
-        """What is computed once for all queries of a clip."""
+        """What is computed once for all queries of a clip.
+
+        Args:
+            base: of `k` clips.
+            history: of the clips, or of the `count` queries, a clip's side by side.
+        """
         weight, bias = self.output_upscaling.first()
         through = Written.through(weight, self.transformer.norms)
-        return Shared(base, history, positions, grid, weight, bias, through, (base @ through)[None], history @ through)
+        ahead = each(base @ through, count), each(history @ through, count)
+        return Shared(base, each(history, count), positions, grid, weight, bias, through, *ahead)
 
     def forward(
         self, prompts: Float[Tensor, "n 3 c"], history: LowRank, shared: Shared
@@ -80,8 +87,9 @@ class MaskDecoder(nn.Module):
         """
         count, known = len(prompts), history.scale.shape[-1]
         tokens = torch.cat([self.mask_tokens.weight.expand(count, -1, -1), prompts], 1)
-        video = shared.base[None]
+        video = shared.base
         if known:
+            video = each(video, count)
             begun = video[:, :known] + history.on(shared.history)
             video = torch.cat([begun, video[:, known:].expand(count, -1, -1)], 1)
         tokens, _, written = self.transformer(tokens, video, shared.positions)
@@ -102,7 +110,7 @@ class MaskDecoder(nn.Module):
 
         def part(queries: slice, steps: slice) -> Float[Tensor, "k 3 _ y x"]:
             tokens = slice(steps.start * area, steps.stop * area)
-            base = shared.base_ahead[:, tokens]
+            base = of(shared.base_ahead, queries)[:, tokens]
             if steps.stop <= known:
                 base = base + ahead.part(queries, tokens).on(of(shared.history_ahead, queries)[:, tokens])
             first = behind.part(queries, tokens).on(base)
@@ -120,26 +128,26 @@ class Shared:
     """What is computed once for all queries of a clip.
 
     Attributes:
-        base: the video's tokens, before a query has added or written anything.
-        history: the base of what the queries add to the first `m` of them; `k` is 1 where it is the same for all.
+        base: the tokens of `k` clips, each of queries side by side, before these have added or written anything.
+        history: the base of what the queries add to the first `m` of them; `j` is 1 where it is the same for all.
         positions: where the tokens stand.
         weight, bias: the first convolution of the upscaling as a linear layer.
         through: its weight in front of the transformer's LayerNorms, see `Written`.
-        base_ahead, history_ahead: the two bases behind it.
+        base_ahead, history_ahead: the two bases behind it; `i` is 1 where there is one clip.
     """
 
-    base: Float[Tensor, "p c"]
-    history: Float[Tensor, "k m c"]
+    base: Float[Tensor, "k p c"]
+    history: Float[Tensor, "j m c"]
     positions: Float[Tensor, "p c"]
     grid: Grid
     weight: Float[Tensor, "c d"]
     bias: Float[Tensor, " d"]
     through: Float[Tensor, "c d"]
-    base_ahead: Float[Tensor, "1 p d"]
-    history_ahead: Float[Tensor, "k m d"]
+    base_ahead: Float[Tensor, "i p d"]
+    history_ahead: Float[Tensor, "j m d"]
 
     def part(self, queries: slice) -> Shared:
-        """What some of the queries share."""
+        """What some of a single clip's queries share, or all queries of several clips."""
         history, ahead = of(self.history, queries), of(self.history_ahead, queries)
         return attrs.evolve(self, history=history, history_ahead=ahead)
 

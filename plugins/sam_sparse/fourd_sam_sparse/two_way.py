@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fourd_core.kernels.attention import attention
-from fourd_sam_sparse.written import Written
+from fourd_sam_sparse.written import Written, each
 
 NORM_EPS = 1e-5
 DEPTH = 2
@@ -119,7 +119,7 @@ class Layer(nn.Module):
 
         Args:
             given: the tokens as they entered the transformer.
-            video: `k` is 1 where no query has written yet.
+            video: where no query has written yet, `k` is the number of clips, whose queries stand side by side.
         """
         if self.first:  # nothing to add to: the tokens are what was given, and carry no position
             tokens = self.norm1(self.self_attn(tokens, tokens, tokens))
@@ -133,7 +133,8 @@ class Layer(nn.Module):
         directions, constant, values = self.cross_attn_image_to_token.offers(tokens + given, tokens)
         scores = _scores(placed, directions) + constant
         mixing = scores.unflatten(1, (self.heads, -1)).softmax(2).flatten(1, 2).to(video.dtype)
-        written = video.expand(len(tokens), -1, -1).clone().baddbmm_(mixing.mT, values.to(video.dtype))
+        own = each(video, len(tokens)).expand(len(tokens), -1, -1)
+        written = own.clone().baddbmm_(mixing.mT, values.to(video.dtype))
         video, moments = normalised(written, self.norm4)
         return tokens, video, (mixing, values, moments)
 
@@ -159,7 +160,7 @@ class TwoWayTransformer(nn.Module):
         """The queries' tokens, the video's tokens of each query, and these as what was written on `video`.
 
         Args:
-            video: `k` is 1 where it is the same for all queries.
+            video: `k` clips' or, where queries have added something, `n` queries'; each clip has `n / k` queries.
             positions: where the video's tokens stand.
         """
         tokens, written = given, []
@@ -182,9 +183,18 @@ def normalised(x: Float[Tensor, "n p c"], norm: nn.LayerNorm) -> tuple[Float[Ten
 
 
 def _scores(video: Float[Tensor, "k p c"], directions: Float[Tensor, "n r c"]) -> Float[Tensor, "n r p"]:
-    # One product for all queries where they see the same tokens.
-    return directions @ (video[0].mT if len(video) == 1 else video.mT)
+    return _by_clip(directions, video.mT)
 
 
 def _average(video: Float[Tensor, "k p c"], scores: Float[Tensor, "n r p"]) -> Float[Tensor, "n r c"]:
-    return scores.softmax(-1) @ (video[0] if len(video) == 1 else video)
+    return _by_clip(scores.softmax(-1), video)
+
+
+def _by_clip(left: Float[Tensor, "n r i"], right: Float[Tensor, "k i o"]) -> Float[Tensor, "n r o"]:
+    """One product for all queries of a clip, where they see the same tokens."""
+    n, k = len(left), len(right)
+    if k == 1:
+        return left @ right[0]
+    if k == n:
+        return left @ right
+    return (left.unflatten(0, (k, -1)).flatten(1, 2) @ right).unflatten(1, (n // k, -1)).flatten(0, 1)

@@ -12,8 +12,6 @@ and a linear layer goes over the base once, and over 2 r + 5 rows per query. Exa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import attrs
 import torch
 from jaxtyping import Float
@@ -85,6 +83,8 @@ class LowRank:
         return out.baddbmm_(self.columns.mT.to(out.dtype), self.rows.to(out.dtype))
 
 
-def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Samples as a batch; a single one is not copied, for it may be large."""
-    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
+def each(bases: Float[Tensor, "k p c"], count: int) -> Float[Tensor, "_ p c"]:
+    """Of `k` clips' bases one for each of `count` queries, of which a clip's stand side by side; a single one stays."""
+    if len(bases) in (1, count):
+        return bases
+    return bases[:, None].expand(-1, count // len(bases), -1, -1).flatten(0, 1)
