@@ -92,11 +92,12 @@ class Checkpoint:
             raise WeightsError(
                 f"{path} is not a whole checkpoint ({error}); delete it to start this stage anew"
             ) from error
-        model, optimizer, average = (_below(prefix, tensors) for prefix in (MODEL, OPTIMIZER, AVERAGE))
+        model, optimizer, average = (below(prefix, tensors) for prefix in (MODEL, OPTIMIZER, AVERAGE))
         return cls(model, step, optimizer, average, processes)
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, under what follows it."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 

@@ -211,7 +211,13 @@ class Memory(nn.Module, Component):
     and may change what the head shall see: the tokens, the intrinsics, the queries and what is recalled of each. A
     memory of a head that tracks is asked for each group of points by itself. States are tensors, numbers and None in
     dicts, lists and tuples, so that a killed run can go on with them.
+
+    Attributes:
+        leaves_aside: how names of tensors begin that the weights of a memory of its family have and this one lacks, so
+            that one can stand in for the other.
     """
+
+    leaves_aside: tuple[str, ...] = ()
 
     def check_use(self, use: Use) -> None:
         """As `Head.check_use`."""

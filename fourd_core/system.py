@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fourd_core import registry
+from fourd_core.checkpoint import below
 from fourd_core.data import Clip, Prediction, Predictions, Tokens
 from fourd_core.errors import RecipeError, RunError, WeightsError
 from fourd_core.interfaces import Backbone, Component, CueProvider, Dataset, Head, Memory, Objective, State
@@ -25,7 +26,7 @@ from fourd_core.media.views import ViewConfig
 from fourd_core.randomness import seeded
 from fourd_core.tracking import track
 from fourd_core.weights import describe_checkpoint, load_weights, read_state_dict, sha256_of
-from fourd_core.weights.cache import shown
+from fourd_core.weights.cache import require, shown
 from fourd_core.weights.convert import for_recipe
 
 if TYPE_CHECKING:
@@ -58,10 +59,6 @@ class NamedModules(nn.ModuleDict):
 
 def _taps(head: nn.Module) -> tuple[int, ...]:
     return cast(Head, head).taps
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 class NamedCues(dict[str, CueProvider]):
@@ -222,13 +219,13 @@ class System(nn.Module):
         Raises:
             WeightsError: not this system's weights.
         """
-        if backbone := _below("backbone.", state):
+        if backbone := below("backbone.", state):
             load_weights(self.backbone, backbone, location=location)
             self.own_backbone = True
-        load_weights(self.heads, _below("heads.", state), location=location)
-        load_weights(self.memories, _below("memories.", state), location=location)
+        load_weights(self.heads, below("heads.", state), location=location)
+        load_weights(self.memories, below("memories.", state), location=location)
         for stage, objective in self.objectives.items():
-            own = _below(f"objectives.{stage}.", state)
+            own = below(f"objectives.{stage}.", state)
             if own:  # weights of one training stage lack what another one's objective owns
                 load_weights(objective, own, location=location)
 
@@ -246,13 +243,15 @@ class System(nn.Module):
         parts: dict[str, nn.Module] = {"backbone": self.backbone}
         parts |= {f"heads.{name}": head for name, head in self.heads.items()}
         parts |= {f"memories.{name}": memory for name, memory in self.memories.items()}
-        given = {name: _below(f"{name}.", state) for name in parts}
+        given = {name: below(f"{name}.", state) for name in parts}
         if not any(given.values()):
             raise WeightsError(
                 f"{shown(location)} has nothing for this recipe: {describe_checkpoint(state)}, and its tensors must be "
                 f"named after the recipe's parts ({', '.join(parts)}), as in the weights that a training stage leaves"
             )
         for name, own in given.items():
+            aside = getattr(parts[name], "leaves_aside", ())
+            own = {key: value for key, value in own.items() if not key.startswith(aside)}
             if own:
                 has_others = cast(Component, parts[name]).pretrained() is not None
                 lacks = own.keys() < parts[name].state_dict().keys()
@@ -293,14 +292,15 @@ class System(nn.Module):
             limit_gb: how much memory the predictions may take.
         Raises:
             MediaError: the video cannot be read, or frames have another shape, type or range.
-            RecipeError: a query lies outside the video, nobody named any, or no head tracks the given ones.
+            RecipeError: a query lies outside the video, nobody named any, no head tracks the given ones, or the windows
+                do not suit a head or a memory.
             RunError: the predictions would not fit into `limit_gb`.
         """
         from fourd_core.media.video import open_given
         from fourd_core.progress import track
         from fourd_core.queries import queries_for, queries_from
         from fourd_core.sinks import MemorySink
-        from fourd_core.streaming import stream, stream_config, view_of, window_count
+        from fourd_core.streaming import check_windows, stream, stream_config, view_of, window_count
 
         if queries is not None and not any(cast(Head, head).tracks for head in self.heads.values()):
             raise RecipeError(
@@ -312,6 +312,7 @@ class System(nn.Module):
         self.eval()
         config = stream_config(self.recipe)
         source.intrinsics = getattr(rule, "pinhole", None)
+        check_windows(self, source, config)
         view = view_of(rule if isinstance(rule, ViewConfig) else ViewConfig(), source.size, self.backbone.spec)
         if queries is None:
             points = queries_for(self.recipe.queries if self.recipe is not None else None, source, view)
@@ -368,6 +369,8 @@ def build_system(recipe: Recipe, named_weights: bool = True) -> System:
         named_weights: False leaves the recipe's `weights` and `trained` alone, for a training that starts afresh.
     """
     seed = recipe.seed
+    if named_weights and torch.get_default_device().type != "meta":
+        require([recipe.weights, recipe.trained])  # before anything large is read
     backbone: Backbone = build_component(recipe.backbone, seed, "backbone")
     cues = {name: build_component(s, seed, f"cues.{name}") for name, s in recipe.cues.items()}
     _load_pretrained({"backbone": backbone})

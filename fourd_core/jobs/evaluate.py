@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import attrs
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from fourd_core.errors import RecipeError, RunError
@@ -19,6 +18,7 @@ from fourd_core.jobs import Job
 from fourd_core.recipe import ComponentConfig, Location, component, components
 from fourd_core.run_folder import Run
 from fourd_core.system import build_component
+from fourd_core.tables import console_for
 
 RESULT_FILE = "result.json"
 
@@ -115,7 +115,7 @@ def _show(table: dict[str, Any]) -> None:
     shown = Table(*columns, title=table["title"])
     for row in table["rows"]:
         shown.add_row(*(_cell(row.get(column, "")) for column in columns))
-    console = Console()
+    console = console_for(shown)
     console.print(shown)
     for note in table["notes"]:
         console.print(note, highlight=False)

@@ -197,9 +197,9 @@ class VideoMetric(Metric):
         """One number, higher is better."""
 
     def available(self, system: System, data: Dataset) -> bool:
-        """Whether a data set is named, or the stage's has such truth."""
+        """Whether a data set is named, with its folder if it has one; without, whether the stage's has such truth."""
         if self.config.data is not None:
-            return True
+            return getattr(self.config.data.config, "root", "none needed") is not None
         video = next(iter(data.videos(self.config.split)), None)
         return isinstance(video, AnnotatedVideo) and self.needs in video.known
 
@@ -233,7 +233,7 @@ class VideoMetric(Metric):
             self.title,
             (*rows, *self._paper()),
             self._protocol(system, data, measured),
-            tuple(self.notes()),
+            (*self.notes(), *self._of_the_data(data)),
             self.score(ours) if all(map(math.isfinite, ours.values())) else None,
         )
 
@@ -243,6 +243,13 @@ class VideoMetric(Metric):
     def notes(self) -> Iterator[str]:
         """What a reader must know beside the table."""
         return iter(())
+
+    def _of_the_data(self, data: Dataset) -> Iterator[str]:
+        """What the data set says of itself: that sequences of the published one are missing, say."""
+        note = getattr(self.dataset(data), "note", None)
+        sentence = note() if note is not None else None
+        if sentence:
+            yield sentence
 
     def head(self, system: System) -> str:
         """The head that is measured.

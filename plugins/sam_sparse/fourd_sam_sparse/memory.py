@@ -55,6 +55,7 @@ class Nothing(Memory):
     """
 
     Config: type[Any] = PointConfig
+    leaves_aside = ("prompt_feature_linear_layer.", "processed_video_features_proj.")
 
     def __init__(self, config: Any, backbone: BackboneSpec) -> None:
         super().__init__()
@@ -161,6 +162,8 @@ class TrackMemory(Chain):
     The written tokens of the frames that both windows have are projected and added to the next window's tokens, for
     each query its own (its history); the mask token is added to the others.
     """
+
+    leaves_aside = ()
 
     def __init__(self, config: Any, backbone: BackboneSpec) -> None:
         super().__init__(config, backbone)
