@@ -87,7 +87,7 @@ def seen(views: Views, points: Points, frame: Int64[Tensor, " t"]) -> Seen:
     own = hits.slot == points.slot
     hidden = gap < -EXACT
     near = (gap.abs() < DOUBTFUL) & (own | (gap > -10 * EXACT))
-    return Seen(at, hidden & ahead, ahead & ((gap.abs() <= EXACT) | (hidden & ~near)))
+    return Seen(at, hidden & ahead, ahead & (((gap.abs() <= EXACT) & own) | (hidden & ~near)))
 
 
 def moved(views: Views, points: Points) -> Float[Tensor, "t h w"]:

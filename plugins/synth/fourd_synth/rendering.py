@@ -135,10 +135,9 @@ def _rendered(
         low = (window.corner[clip] - window.pixels / 2)[:, :, None, None]
         left, top = x * focal - low[:, 0], y * focal - low[:, 1]
         inside = ahead & (left >= 0) & (left < window.size[1]) & (top >= 0) & (top < window.size[0])
-        unsure = known & (there.sure | ~ahead)
-        flow = torch.where(known & ahead & (there.sure | there.hidden | ~inside), torch.stack([dx, dy]), torch.nan)
-        occluded = torch.where(inside & ~there.hidden, 0.0, 1.0)
-        occluded = torch.where(unsure | ~inside, occluded, torch.nan)
+        told = known & (there.sure | ~inside)
+        flow = torch.where(told & ahead, torch.stack([dx, dy]), torch.nan)
+        occluded = torch.where(told, torch.where(inside & ~there.hidden, 0.0, 1.0), torch.nan)
         flows[direction] = Flow(flow, occluded[None].to(flow.dtype))
     depth = torch.where(known, hits.z, torch.nan)[None]
     motion = torch.where(known, moved(views, points), torch.nan)[None]

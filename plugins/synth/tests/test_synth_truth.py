@@ -171,9 +171,9 @@ def test_a_ray_to_where_content_was_meets_it_or_what_hides_it(dtype: torch.dtype
     inside = ((centres >= 0) & (centres < 56)).all(-1) & flow.isfinite().all(2)
     seen, covered = inside & (hidden == 0), inside & (hidden == 1)
     assert covered.sum() > 300
-    assert (slot == maps.slot[:, :, 0])[seen].float().mean() > 0.9999
+    assert (slot == maps.slot[:, :, 0])[seen].all()
     # Carried back from there by the flow of that frame's hit: the pixel that was left.
-    assert hidden.isnan().float().mean() < 0.002
+    assert hidden.isnan().float().mean() < 2e-4  # what lies only a little behind is hidden too
     mine = maps.slot[:, :, 0]
     depth_before = _depth_before(views, maps, frames, dtype)
     assert ((z - depth_before).abs() / depth_before)[seen].max() < 2e-4
