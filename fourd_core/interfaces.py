@@ -27,6 +27,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from fourd_core.data import Clip, CueKind, CueMaps, MapKind, Prediction, Predictions, Tokens
+from fourd_core.errors import MediaError
 from fourd_core.media.views import ViewConfig
 from fourd_core.stitching import Overwrite, Stitch
 
@@ -417,6 +418,17 @@ class Dataset(Component):
     def videos(self, split: Split) -> Sequence[Video]:
         """The videos of a split, perhaps opened one by one as they are taken; `held_out` never shares a frame with
         `train`."""
+
+    def draw(self, split: Split, generator: torch.Generator) -> int:
+        """The number in `videos(split)` of one to learn from: each is as likely, unless a data set has reasons.
+
+        Raises:
+            FourdError: the split holds none.
+        """
+        count = len(self.videos(split))
+        if not count:
+            raise MediaError(f'the data has no video in its part "{split}"; set data.held_out above 0')
+        return int(torch.randint(count, (), generator=generator))
 
 
 @attrs.frozen

@@ -120,19 +120,19 @@ class Mixture(Dataset):
             self._splits[split] = MixedVideos({name: data.videos(split) for name, data in self._sets.items()})
         return self._splits[split]
 
-    def sample_video(self, split: Split, generator: torch.Generator) -> Video:
+    def draw(self, split: Split, generator: torch.Generator) -> int:
         """A video of a data set that is drawn by the weights, all of its videos alike.
 
         Raises:
             MediaError: no data set with a weight has a video in this split.
         """
-        videos = self.videos(split)
-        weights = {name: self.config.weights.get(name, 1.0) for name, part in videos.parts.items() if len(part)}
-        if not any(weights.values()):
+        parts = self.videos(split).parts
+        weights = [self.config.weights.get(name, 1.0) if len(part) else 0.0 for name, part in parts.items()]
+        if not any(weights):
             raise MediaError(f'no data set of the mixture that has a weight has a video in "{split}"')
-        shares = torch.tensor(list(weights.values()), dtype=torch.float64)
-        name = list(weights)[int(torch.multinomial(shares, 1, generator=generator))]
-        return videos.of(name, int(torch.randint(len(videos.parts[name]), (), generator=generator)))
+        chosen = int(torch.multinomial(torch.tensor(weights, dtype=torch.float64), 1, generator=generator))
+        counts = [len(part) for part in parts.values()]
+        return sum(counts[:chosen]) + int(torch.randint(counts[chosen], (), generator=generator))
 
     def _found(self) -> dict[str, Dataset]:
         """The data sets that are there; those that are not are said on the error stream."""

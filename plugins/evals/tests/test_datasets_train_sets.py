@@ -362,13 +362,13 @@ def test_mixture_draws_by_weight() -> None:
     """3 : 1 between two sets, however many videos they have; none of the one whose weight is 0; the same every time."""
     data = mixture(weights={"flights": 3.0, "movi": 0.0})
     generator = torch.Generator().manual_seed(0)
-    drawn = [data.sample_video("train", generator).key for _ in range(400)]
+    drawn = [data.videos("train")[data.draw("train", generator)].key for _ in range(400)]
     counts = {name: sum(key.startswith(f"{name}/") for key in drawn) for name in ("flights", "ani", "movi")}
     assert counts["movi"] == 0 and abs(counts["flights"] - 300) < 30
     inside = drawn.count("flights/ocean/Easy/P000") / counts["flights"]
     assert abs(inside - 0.5) < 0.1
     generator = torch.Generator().manual_seed(0)
-    assert [data.sample_video("train", generator).key for _ in range(20)] == drawn[:20]
+    assert [data.videos("train")[data.draw("train", generator)].key for _ in range(20)] == drawn[:20]
 
 
 def test_mixture_finds_its_sets_below_one_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
