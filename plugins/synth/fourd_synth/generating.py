@@ -17,7 +17,8 @@ from fourd_synth.draws import Draws
 from fourd_synth.following import follow
 from fourd_synth.photographing import photographed
 from fourd_synth.rendering import Rendered, Window, render
-from fourd_synth.scenes import Counts, sample_scenes
+from fourd_synth.sampling import sample_scenes
+from fourd_synth.scenes import Counts
 from fourd_synth.settings import SceneConfig
 from fourd_synth.textures import TextureBank
 from fourd_synth.truths import Scene, truth_of
