@@ -1,4 +1,4 @@
-"""For tests of backbones that learn: one in three blocks, with parameters and a number that only training changes."""
+"""For tests of stages: a backbone in three blocks with a number that only training changes; data that names no root."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from toy_fourd import PATCH, Patches
 
 from fourd_core.data import TokenMap, Tokens
-from fourd_core.interfaces import BackboneSpec, TapSpec
+from fourd_core.interfaces import BackboneSpec, Dataset, Split, TapSpec, Video
+from fourd_core.media.dataset import VideoFiles
+from fourd_core.recipe import Location
 from fourd_core.registry import API_VERSION
 
 ENTRY_POINTS = f"""
@@ -20,6 +22,9 @@ api.{API_VERSION} = learn_parts
 
 [fourd.backbones]
 blocks = learn_parts:Blocks
+
+[fourd.datasets]
+tree = learn_parts:Tree
 """
 
 
@@ -62,3 +67,21 @@ class Blocks(Patches):
         if count > len(self.blocks):
             raise ValueError(f"the backbone has 3 blocks, not {count}")
         return [*self.blocks[-count:], self.norm]
+
+
+class Tree(Dataset):
+    """All videos below a folder, the last half of them held out."""
+
+    @attrs.frozen
+    class Config:
+        """Where they are."""
+
+        root: Location | None = None
+        """The folder."""
+
+    def __init__(self, config: Config) -> None:
+        self.files = VideoFiles(VideoFiles.Config(root=config.root, held_out=0.5))
+
+    def videos(self, split: Split) -> Sequence[Video]:
+        """As they come split."""
+        return self.files.videos(split)
