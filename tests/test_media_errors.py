@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 from numbered_media import BUNNY, complaint, encode, numbers, write_pictures
 
 from fourd_core.media.video import open_video
+from fourd_core.media.writers import encode_png
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -138,3 +144,16 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
 def test_frames_that_the_video_does_not_have() -> None:
     with pytest.raises(IndexError, match="has frames 0 to 131, not 132"):
         open_video(str(BUNNY)).read([0, 132])
+
+
+def test_a_png_with_a_named_colour_profile(tmp_path: Path) -> None:
+    """Looking at such a picture's side data would free the profile's name twice and end the process."""
+    profile = b"a name\x00\x00" + zlib.compress(b"no real profile, but a chunk of the right form")
+    chunk = struct.pack(">I", len(profile)) + b"iCCP" + profile + struct.pack(">I", zlib.crc32(b"iCCP" + profile))
+    plain = encode_png(torch.full((3, 16, 16), 7, dtype=torch.uint8))
+    (tmp_path / "profile.png").write_bytes(plain[:33] + chunk + plain[33:])
+    script = (
+        f"from fourd_core.media.video import open_video\nfor _ in range(20): open_video({str(tmp_path)!r}).read([0])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

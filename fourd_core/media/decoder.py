@@ -76,7 +76,7 @@ class Decoder:
         if self._orientation is None:
             # Once per stream, and not only for speed: a frame whose side data were looked at waits for Python's
             # garbage collector, and hundreds of megabytes of them pile up until it comes.
-            self._orientation = orientation_of(frame)
+            self._orientation = orientation_of(frame, self.stream.codec_context.name)
         rgb = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
         return torch.from_numpy(np.ascontiguousarray(self._orientation.upright(rgb).transpose(2, 0, 1)))
 
@@ -176,23 +176,30 @@ class Orientation(NamedTuple):
         return rgb[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
 
 
-def orientation_of(frame: av.VideoFrame) -> Orientation:
+def orientation_of(frame: av.VideoFrame, codec: str = "") -> Orientation:
     """What the display matrix of a video or the EXIF orientation of a picture asks for.
 
-    The matrix maps stored to shown coordinates, `x' = a x + c y`, `y' = b x + d y` (FFmpeg, libavutil/display.h).
+    A PNG's side data are not looked at: PyAV frees the name of its colour profile twice, which ends the process. The
+    matrix maps stored to shown coordinates, `x' = a x + c y`, `y' = b x + d y` (FFmpeg, libavutil/display.h).
     """
+    if codec in ("png", "apng"):
+        return _turned(frame.rotation)
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
         # PyAV 18 does not know the EXIF data that its FFmpeg hands out; its rotation alone leaves mirrored photos so.
-        turns = round(frame.rotation / 90) % 4
-        return Orientation(turns in (1, 3), turns in (2, 3), turns in (1, 2))
+        return _turned(frame.rotation)
     if matrix is None:
         return Orientation()
     a, b, _, c, d = np.frombuffer(cast(Any, matrix), np.int32)[:5].tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
         return Orientation(True, c < 0, b < 0)
     return Orientation(False, a < 0, d < 0)
+
+
+def _turned(degrees: int) -> Orientation:
+    turns = round(degrees / 90) % 4
+    return Orientation(turns in (1, 3), turns in (2, 3), turns in (1, 2))
 
 
 def _from_keyframe(packets: Iterator[Packet[VideoStream]], start: Start) -> Iterator[Packet[VideoStream]] | None:
