@@ -22,6 +22,11 @@ def save(name: str, rows: list[dict[str, Any]], command: str) -> None:
     for row in rows:
         table.add_row(*(str(row.get(column, "")) for column in columns))
     Console().print(table)
+    keep(name, rows, command)
+
+
+def keep(name: str, rows: list[dict[str, Any]], command: str) -> None:
+    """Write `results/NAME.json` alone."""
     machine = {
         "cores": os.cpu_count(),
         "processor": platform.machine(),
