@@ -65,7 +65,7 @@ def panels(data: Synth, number: int, split: Split, side: int) -> UInt8[Tensor, "
         "frames": large,
         f"depth {near:.3g} - {far:.3g} m": _enlarged(depth_picture(truth.depth[0], near, far), size),
         f"flow to the frame before {longest:.3g} px": _enlarged(flow_picture(truth.flow[0], longest), size),
-        "flow to the frame behind": _enlarged(flow_picture(_values(behind)[0], longest), size),
+        "flow to the next frame": _enlarged(flow_picture(_values(behind)[0], longest), size),
         "moves": mask_picture(large, _nearest(truth.motion[0], size)),
         "hidden in the frame before": mask_picture(large, _nearest(scene.occluded[0, :, 0], size)),
         "things": _enlarged(_things(scene.slot[0]), size),
