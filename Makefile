@@ -1,4 +1,4 @@
-# make demo    run the tiny LILA recipe on the bundled clip in runs/demo and say where its report lies; again: go on
+# make demo    what our own small networks say about the bundled clip, in runs/demo, and where its report lies; offline
 # make test    the whole test-suite, then the linters
 # make lint    ruff (lint and format) and mypy
 # make wheels  every distribution as a wheel in dist/
@@ -13,7 +13,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(filter plugins/%,$(PROJECTS)))
 .PHONY: demo test lint wheels clean
 
 demo: .venv/installed
-	$(BIN)/fourd run recipes/lila_tiny.toml --out runs/demo
+	$(BIN)/fourd run recipes/demo.toml --out runs/demo
 
 # Two processes share the test files. The linters run whatever the tests say, so that one look shows all that is wrong.
 test: .venv/installed
