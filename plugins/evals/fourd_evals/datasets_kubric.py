@@ -84,22 +84,22 @@ class KubricSequence(AnnotatedFrames):
         return self._world_from_cam[index].float(), self._intrinsics.float()
 
     def tracks(self, indices: Sequence[int]) -> Tracks:
-        """Points at random pixels of each of these frames, always the same ones of a frame."""
-        frames = sorted(set(indices))
+        """Points at random pixels of every frame of the scene, the same ones whichever frames are asked for."""
+        frames = range(self.frame_count)
         depths = torch.stack([self._depth(frame)[0] for frame in frames])
         ids = torch.stack([self._ids(frame) for frame in frames])
         points = [self._points(frame, depth) for frame, depth in zip(frames, depths, strict=True)]
         tracks = tracks_between(
-            range(len(frames)),
+            frames,
             points,
             depths,
             ids,
-            self._world_from_cam[frames],
-            self._bodies[frames],
+            self._world_from_cam,
+            self._bodies,
             self._intrinsics,
             self._config.visibility_tolerance,
         )
-        return tracks.map(lambda tensor: tensor[:, [frames.index(index) for index in indices]])
+        return tracks.map(lambda tensor: tensor[:, list(indices)])
 
     def _points(self, frame: int, depth: Float[Tensor, "h w"]) -> Int64[Tensor, " n"]:
         """Pixels whose depth is known; which ones depends on the scene's name and the frame alone."""
@@ -185,7 +185,7 @@ class Kubric(AnnotatedSet):
         """Metres that a point of a body may go from one frame to the next and still count as resting (the paper states
         no number)."""
         tracks_per_frame: int = attrs.field(default=256, validator=attrs.validators.ge(1))
-        """Points named in each of the frames that are asked for; L4P takes 8,000 to 12,000 for a scene of 24 frames."""
+        """Points named in each frame of a scene; L4P takes 8,000 to 12,000 for a scene of 24 frames."""
         visibility_tolerance: float = attrs.field(default=0.02, validator=attrs.validators.ge(0))
         """A point counts as seen where it is no more than this share of its depth behind what its pixel shows."""
 

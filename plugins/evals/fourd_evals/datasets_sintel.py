@@ -86,7 +86,7 @@ class SintelSequence(EvaluationFrames):
 
     def _file(self, what: str, index: int) -> str:
         folder, suffix = FOLDERS[what]
-        return f"training/{folder}/{self.key}/{self._names[index]}.{suffix}"
+        return f"training/{folder}/{self.path}/{self._names[index]}.{suffix}"
 
 
 class Sintel(EvaluationSet):

@@ -46,7 +46,7 @@ class TAPVidVideo(EvaluationFrames):
     """One video and its points. Its pickle is read again where another was read in between."""
 
     def __init__(self, root: Root, key: str, frame_rate: float) -> None:
-        self.key, self.location = key, root.location
+        self.path, self.location = key, root.location
         video, points, occluded = (self._item[part] for part in PARTS)
         shape = np.shape(points)
         if len(shape) != 3 or shape[1:] != (len(video), 2) or np.shape(occluded) != shape[:2]:
@@ -59,7 +59,7 @@ class TAPVidVideo(EvaluationFrames):
 
     @property
     def _item(self) -> dict[str, Any]:
-        file, _, name = self.key.partition("/")
+        file, _, name = self.path.partition("/")
         return shard(self.location, f"{file}.pkl")[name]
 
     def picture(self, index: int) -> UInt8[Tensor, "3 h w"]:
@@ -67,7 +67,7 @@ class TAPVidVideo(EvaluationFrames):
         frame = self._item["video"][index]
         if isinstance(frame, ndarray):
             return torch.from_numpy(frame.copy()).permute(2, 0, 1)
-        return decoded(frame, f"{index} of {self.key}")
+        return decoded(frame, f"{index} of {self.path}")
 
     def tracks(self, indices: Sequence[int]) -> Tracks:
         """As `AnnotatedFrames.tracks`; whether a point is seen is known in every frame."""

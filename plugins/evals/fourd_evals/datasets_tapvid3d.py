@@ -56,7 +56,7 @@ class TAPVid3DVideo(EvaluationFrames):
         missing = [name for name in NEEDED if name not in arrays]
         if missing:
             raise MediaError(f"{root.place(key)}.npz is not a file of TAPVid-3D: it has no {missing[0]}")
-        self.location, self.key = root.location, key
+        self.location, self.path = root.location, key
         _, height, width = self.picture(0).shape
         self.queries = torch.tensor(arrays["queries_xyt"][:, [2, 0, 1]].astype(np.float32))
         moves = "extrinsics_w2c" in arrays
@@ -73,7 +73,7 @@ class TAPVid3DVideo(EvaluationFrames):
 
     def picture(self, index: int) -> UInt8[Tensor, "3 h w"]:
         """As `AnnotatedFrames.picture`."""
-        return decoded(bytes(self._array("images_jpeg_bytes")[index]), f"{index} of {self.key}")
+        return decoded(bytes(self._array("images_jpeg_bytes")[index]), f"{index} of {self.path}")
 
     def camera(self, index: int) -> Camera:
         """As `AnnotatedFrames.camera`."""
@@ -103,7 +103,7 @@ class TAPVid3DVideo(EvaluationFrames):
         )
 
     def _array(self, name: str) -> ndarray:
-        return _arrays(self.location, self.key, os.getpid())[name]
+        return _arrays(self.location, self.path, os.getpid())[name]
 
 
 class TAPVid3D(EvaluationSet):

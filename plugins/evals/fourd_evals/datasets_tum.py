@@ -82,12 +82,12 @@ class RGBDSequence(EvaluationFrames):
 
     def picture(self, index: int) -> UInt8[Tensor, "3 h w"]:
         """As `AnnotatedFrames.picture`."""
-        return self.root.picture(f"{self.key}/rgb/{self._colours[index]}")
+        return self.root.picture(f"{self.path}/rgb/{self._colours[index]}")
 
     def depth(self, index: int) -> Float[Tensor, "1 h w"] | None:
         """As `AnnotatedFrames.depth`."""
         name = self._depths[index]
-        return None if name is None else grey_depth(self.root, f"{self.key}/depth/{name}", STEPS)
+        return None if name is None else grey_depth(self.root, f"{self.path}/depth/{name}", STEPS)
 
     def camera(self, index: int) -> Camera | None:
         """As `AnnotatedFrames.camera`; not known where no pose is near in time."""

@@ -197,9 +197,11 @@ class VideoMetric(Metric):
         """One number, higher is better."""
 
     def available(self, system: System, data: Dataset) -> bool:
-        """Whether a data set is named, with its folder if it has one; without, whether the stage's has such truth."""
+        """Whether a data set is named, and where it is if it is read; without, whether the stage's has such truth."""
         if self.config.data is not None:
-            return getattr(self.config.data.config, "root", "none needed") is not None
+            config = self.config.data.config
+            places = [getattr(config, key) for key in ("root", "video", "sets") if hasattr(config, key)]
+            return not places or any(places)
         video = next(iter(data.videos(self.config.split)), None)
         return isinstance(video, AnnotatedVideo) and self.needs in video.known
 

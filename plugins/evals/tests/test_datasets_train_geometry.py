@@ -256,13 +256,13 @@ def test_derived_tracks(videos: dict[str, tuple[AnnotatedVideo, Scene]], data: s
     assert hidden.sum() > 20  # some are within the frame and behind another body
 
 
-def test_derived_tracks_are_the_frames_own(videos: dict[str, tuple[AnnotatedVideo, Scene]]) -> None:
-    """The points of a frame are the same ones whatever is asked for beside it, and in whatever order."""
-    video, _ = videos["kubric"]
+@pytest.mark.parametrize("data", known_in("tracks"))
+def test_the_same_points_whatever_is_asked_for(videos: dict[str, tuple[AnnotatedVideo, Scene]], data: str) -> None:
+    """A long video is asked for in pieces, and a point must be the same one in all of them."""
+    video, _ = videos[data]
     whole, part = tracks_of(video.truth(FORWARDS)), tracks_of(video.truth([2, 1, 2]))
-    points = torch.cat([torch.arange(256, 512), torch.arange(512, 768)])
-    assert torch.allclose(part.xy[0], whole.xy[0][[2, 1, 2]][:, points])
-    assert torch.equal(part.visibility[0], whole.visibility[0][[2, 1, 2]][:, points])
+    for name, values in part.tensors().items():
+        assert torch.equal(values[0], whole.tensors()[name][0][[2, 1, 2]])
 
 
 def test_depth_of_tracks_is_that_of_the_map(videos: dict[str, tuple[AnnotatedVideo, Scene]]) -> None:
@@ -270,11 +270,12 @@ def test_depth_of_tracks_is_that_of_the_map(videos: dict[str, tuple[AnnotatedVid
     video, _ = videos["kubric"]
     truth = video.truth([2])
     tracks, depth, intrinsics = tracks_of(truth), maps(truth, "depth")[0, 0], cameras_of(truth).intrinsics[0, 0]
-    xy = tracks.xy[0, 0]
+    own = slice(2 * 256, 3 * 256)  # the points that this frame names
+    xy = tracks.xy[0, 0, own]
     column, row = xy.long().unbind(-1)
     assert tracks.depth is not None and tracks.xyz_camera is not None
-    assert (depth[row, column] - tracks.depth[0, 0]).abs().max() < 1e-5
-    assert (unproject(xy, tracks.depth[0, 0], intrinsics) - tracks.xyz_camera[0, 0]).abs().max() < 1e-4
+    assert (depth[row, column] - tracks.depth[0, 0, own]).abs().max() < 1e-5
+    assert (unproject(xy, tracks.depth[0, 0, own], intrinsics) - tracks.xyz_camera[0, 0, own]).abs().max() < 1e-4
 
 
 def test_image_bounds_of_pytorch3d() -> None:
@@ -306,4 +307,4 @@ def test_too_far_is_unknown() -> None:
     assert 0 < far.float().mean() < 1
     assert torch.equal(maps(near, "depth").isnan(), far)
     depth = tracks_of(near).depth
-    assert depth is not None and depth.max() < 5
+    assert depth is not None and depth[..., :256].max() < 5  # the points that the frame itself names
