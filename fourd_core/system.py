@@ -263,11 +263,13 @@ class System(nn.Module):
         return [name for name, part in parts.items() if not given[name] and part.state_dict()]
 
     def untrained(self) -> System:
-        """The same composition with heads and memories as training found them: fresh, or with the recipe's weights."""
+        """The same composition with all that learns as training found it: fresh, or with the recipe's weights."""
         if self.recipe is None:
             raise RunError("a system that was not built from a recipe does not know how it was initialised")
-        heads, memories = _build_heads(self.recipe, self.backbone)
-        system = System(self.backbone, heads, memories, self.cues, self.recipe)
+        # The backbone is shared, unless training changed it and perhaps goes on: then neither may see the other's.
+        backbone = _build_backbone(self.recipe) if self.own_backbone else self.backbone
+        heads, memories = _build_heads(self.recipe, backbone)
+        system = System(backbone, heads, memories, self.cues, self.recipe)
         if not self.starts_fresh:
             _load_named_weights(system, self.recipe)
         return system.to(self.device)
@@ -339,6 +341,12 @@ def build_component(section: ComponentConfig, seed: int, where: str, *arguments:
             raise RecipeError(f'[{where}] use = "{section.use}": {error}') from error
 
 
+def _build_backbone(recipe: Recipe) -> Backbone:
+    backbone: Backbone = build_component(recipe.backbone, recipe.seed, "backbone")
+    _load_pretrained({"backbone": backbone})
+    return backbone
+
+
 def _build_heads(recipe: Recipe, backbone: Backbone) -> tuple[dict[str, Head], dict[str, Memory]]:
     seed, spec = recipe.seed, backbone.spec
     heads = {name: build_component(s, seed, f"heads.{name}", spec) for name, s in recipe.heads.items()}
@@ -371,9 +379,8 @@ def build_system(recipe: Recipe, named_weights: bool = True) -> System:
     seed = recipe.seed
     if named_weights and torch.get_default_device().type != "meta":
         require([recipe.weights, recipe.trained])  # before anything large is read
-    backbone: Backbone = build_component(recipe.backbone, seed, "backbone")
+    backbone = _build_backbone(recipe)
     cues = {name: build_component(s, seed, f"cues.{name}") for name, s in recipe.cues.items()}
-    _load_pretrained({"backbone": backbone})
     heads, memories = _build_heads(recipe, backbone)
     system = System(backbone, heads, memories, cues, recipe)
     system._load_cues_when_called()

@@ -123,6 +123,25 @@ def test_what_follows_a_training_sees_the_backbone_it_left(fourd: Fourd, recipe:
     assert results["heads"] != results["at_once"], "the heads alone are not what was trained"
 
 
+@torch.no_grad()
+def test_untrained_is_the_start_and_leaves_the_training_alone(recipe: Path, tmp_path: Path) -> None:
+    """Also where the recipe names weights of the backbone, which are not loaded into the one that learns."""
+    start = start_of(recipe)
+    own = {key: value for key, value in start.items() if key.startswith(("backbone.", "heads."))}
+    save_file(own, tmp_path / "start.safetensors")
+    for weights in ([], [f"weights={tmp_path / 'start.safetensors'}"]):
+        system = fourd_package.load(recipe, weights)
+        system.learn_backbone(1)
+        for parameter in system.backbone.parameters():
+            parameter += 1
+        now = {key: value.clone() for key, value in system.state_dict().items()}
+        untrained = system.untrained().state_dict()
+        assert all(torch.equal(untrained[key], value) for key, value in own.items())
+        assert all(torch.equal(value, now[key]) for key, value in system.state_dict().items())
+        learning = [f"backbone.{key}" for key, p in system.backbone.named_parameters() if p.requires_grad]
+        assert learning == BLOCKS[4:] + NORM
+
+
 def test_a_frozen_backbone_is_never_in_training_mode(recipe: Path) -> None:
     system = fourd_package.load(recipe)
     system.learn_backbone(1)
