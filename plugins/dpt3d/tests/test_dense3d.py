@@ -177,6 +177,22 @@ def test_a_convolution_of_few_channels(frames: int, batch: int) -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_gradients_in_bfloat16_on_a_cpu(frames: int, batch: int) -> None:
+    """Of two frames oneDNN's own are noise."""
+    torch.manual_seed(0)
+    convolution, x = Conv3x3x3(16, 16), torch.randn(batch, 16, frames, 3, 3)
+    gradients = []
+    for half in (False, True):
+        convolution.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            convolution(x).float().square().sum().backward()
+        gradients.append(convolution.weight.grad)
+    exact, rounded = gradients
+    assert float((rounded - exact).abs().max()) < 0.03 * float(exact.abs().max())
+
+
 def test_backbones_of_single_frames_and_of_several_strides() -> None:
     pyramid = tuple(TapSpec(8, (1, stride, stride)) for stride in (4, 8, 16, 32))
     for taps, reassemble in (
