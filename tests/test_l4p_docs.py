@@ -41,6 +41,6 @@ def test_the_commands_parse_and_their_keys_exist() -> None:
     shell = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
     for line in filter(None, shell.splitlines()):
         words = shlex.split(line, comments=True)
-        options = _parser().parse_args(words[1:])
+        options = _parser(words[1:]).parse_args(words[1:])
         if words[1] == "run":
             load_recipe(ROOT / words[2], options.overrides)

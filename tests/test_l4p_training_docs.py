@@ -29,7 +29,7 @@ def commands() -> list[list[str]]:
     lines = "\n".join(blocks("sh")).splitlines()
     inline = re.findall(r"`(fourd run [^`]*|--set [^`]*)`", PAGE)
     whole = [line if line.startswith("fourd") else f"fourd run recipes/l4p_full.toml {line}" for line in inline]
-    return [shlex.split(line, comments=True) for line in (*lines, *whole) if "RECIPE" not in line]
+    return [shlex.split(line, comments=True) for line in (*lines, *whole) if line and "RECIPE" not in line]
 
 
 @pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[-60:])

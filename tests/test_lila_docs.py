@@ -39,7 +39,7 @@ def test_the_commands_parse_and_their_keys_exist() -> None:
     for line in lines:
         words = shlex.split(line, comments=True)
         start = words.index("fourd_core") if "fourd_core" in words else words.index("fourd")
-        options = _parser().parse_known_args(words[start + 1 :])[0]
+        options = _parser(words[start + 1 :]).parse_known_args(words[start + 1 :])[0]
         if words[start + 1] == "run":
             recipe = load_recipe(ROOT / words[start + 2], options.overrides)
             assert set(options.stages) <= set(recipe.stages)

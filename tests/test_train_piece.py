@@ -92,12 +92,9 @@ def test_published_from_a_run_a_checkpoint_or_a_file(
     fourd("run", toy_recipe, "evaluate", "--set", f"weights={path}", "--out", "used", check=0)
 
 
-@pytest.mark.parametrize(("value", "says"), [(1e6, "half precision"), (float("nan"), "half precision")])
-def test_what_does_not_fit_is_not_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, says: str
-) -> None:
+def test_what_does_not_fit_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "FOLDER", tmp_path)
-    save_file({"heads.value.weight": torch.tensor([1.0, value])}, tmp_path / "w.safetensors")
-    with pytest.raises(SystemExit, match=f"heads.value.weight does not fit into {says}"):
+    save_file({"heads.value.weight": torch.tensor([1.0, 1e6])}, tmp_path / "w.safetensors")
+    with pytest.raises(SystemExit, match=r"heads\.value\.weight does not fit into half precision"):
         publish.publish("bad", tmp_path / "w.safetensors", "")
     assert not (tmp_path / "bad.safetensors").exists()
