@@ -17,6 +17,11 @@ from numpy.lib import format as npy
 from fourd_core.errors import MediaError
 from fourd_evals.roots import Root
 
+LARGEST = 8 * 2**30
+"""Bytes that the arrays of a file may take when they are read whole."""
+COMPLAINTS = BadZipFile, NotImplementedError, ValueError, KeyError, EOFError, OSError, MemoryError, zlib.error
+"""What reading a damaged archive ends in."""
+
 
 def read_npy(root: Root, name: str) -> ndarray:
     """An array from a `.npy` file.
@@ -26,9 +31,28 @@ def read_npy(root: Root, name: str) -> ndarray:
     """
     try:
         values: ndarray = np.load(io.BytesIO(root.read(name)), allow_pickle=False)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, MemoryError) as error:
         raise MediaError(f"{root.place(name)} is not a file of one array: {error}") from error
     return values
+
+
+def read_npz(root: Root, name: str) -> dict[str, ndarray]:
+    """All arrays of an `.npz` file that is not too large.
+
+    Raises:
+        MediaError: it is missing, damaged, more than `LARGEST` when unpacked, or holds objects, which could run any
+            program.
+    """
+    data = root.read(name)
+    try:
+        with ZipFile(io.BytesIO(data)) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > LARGEST:
+            raise ValueError(f"its arrays would take {size} bytes, more than {LARGEST}")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except COMPLAINTS as error:
+        raise MediaError(f"{root.place(name)} is not a file of plain arrays: {error}") from error
 
 
 class NpzRows:
@@ -78,7 +102,7 @@ def _reading(root: Root, name: str) -> Iterator[None]:
     """Turns complaints about an archive into one sentence."""
     try:
         yield
-    except (BadZipFile, ValueError, KeyError, EOFError, OSError, zlib.error) as error:
+    except COMPLAINTS as error:
         raise MediaError(f"{root.place(name)} is not an archive of arrays: {error}") from error
 
 

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from fourd_core.geometry.similarity import Similarity, umeyama
 
 Alignment = Literal["sim3", "se3", "scale", "none"]
+Statistic = Literal["rmse", "mean"]
 
 AUC_DEGREES = 30
 
@@ -41,12 +42,17 @@ def aligned_poses(
 
 
 def trajectory_errors(
-    estimate: Float[Tensor, "t 4 4"], truth: Float[Tensor, "t 4 4"], align: Alignment = "sim3", delta: int = 1
+    estimate: Float[Tensor, "t 4 4"],
+    truth: Float[Tensor, "t 4 4"],
+    align: Alignment = "sim3",
+    delta: int = 1,
+    statistic: Statistic = "rmse",
 ) -> dict[str, float]:
-    """`ate` and `rpe_trans` (root mean square, in the truth's unit) and `rpe_rot` (likewise, degrees) of one video.
+    """`ate` and `rpe_trans` (in the truth's unit) and `rpe_rot` (degrees) of one video.
 
     Args:
         delta: the relative errors are those of frames so far apart, of all such pairs; NaN where there is none.
+        statistic: the root of the mean square, which the papers print, or the mean.
 
     Sources: Sturm et al., IROS 2012; evo, all pairs of `delta` frames; MonST3R and CUT3R, vo_eval.
     """
@@ -59,7 +65,33 @@ def trajectory_errors(
         "rpe_trans": torch.linalg.vector_norm(errors[:, :3, 3], dim=1),
         "rpe_rot": torch.rad2deg(rotation_angle(errors[:, :3, :3])),
     }
-    return {name: float(values.square().mean().sqrt()) for name, values in parts.items()}
+    return {name: _summary(values, statistic) for name, values in parts.items()}
+
+
+def tartanair_errors(estimate: Float[Tensor, "t 4 4"], truth: Float[Tensor, "t 4 4"]) -> dict[str, float]:
+    """Errors as TartanAir's own programs compute them, which are not those of `trajectory_errors`: never mix the two.
+
+    `ate` is the root mean square after the *truth* was turned and moved onto the estimate, which is brought to its
+    size by `scale`, the inverse of the scale of least squares from the truth to the estimate. `rpe_trans` and `rpe_rot`
+    (radians) are root mean squares over consecutive frames, `rpe_trans_all` and `rpe_rot_all` means over all ordered
+    pairs, each frame with itself too; the estimate is not scaled there. (Of 100 frames or more its programs draw 10,000
+    of these pairs.)
+
+    Source: Wang et al., TartanAir, IROS 2020; tartanair_tools, evaluation/evaluate_ate_scale.py and evaluate_rpe.py.
+    """
+    poses, goal = estimate.double(), truth.double()
+    fit = umeyama(goal[:, :3, 3], poses[:, :3, 3])
+    off = (poses[:, :3, 3] - fit.points(goal[:, :3, 3])) / fit.scale
+    count = len(goal)
+    every = torch.cartesian_prod(torch.arange(count), torch.arange(count)).unbind(1)
+    errors = {"scale": float(1 / fit.scale), "ate": _summary(torch.linalg.vector_norm(off, dim=1), "rmse")}
+    ends = torch.arange(count - 1)
+    for suffix, statistic, (first, second) in (("", "rmse", (ends, ends + 1)), ("_all", "mean", every)):
+        steps, true_steps = (_relative(p[second], p[first]) for p in (poses, goal))
+        apart = _relative(steps, true_steps)
+        errors[f"rpe_trans{suffix}"] = _summary(torch.linalg.vector_norm(apart[:, :3, 3], dim=1), statistic)
+        errors[f"rpe_rot{suffix}"] = _summary(rotation_angle(apart[:, :3, :3]), statistic)
+    return errors
 
 
 def auc(estimate: Float[Tensor, "t 4 4"], truth: Float[Tensor, "t 4 4"], degrees: int = AUC_DEGREES) -> float:
@@ -123,6 +155,10 @@ def rotation_angle(rotation: Float64[Tensor, "*b 3 3"]) -> Float64[Tensor, "*b"]
     skew = rotation - rotation.mT
     sine = torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], dim=-1).norm(dim=-1)
     return torch.atan2(sine, rotation.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
+
+
+def _summary(errors: Float64[Tensor, " n"], statistic: Statistic) -> float:
+    return float(errors.mean() if statistic == "mean" else errors.square().mean().sqrt())
 
 
 def _relative(first: Float64[Tensor, "n 4 4"], second: Float64[Tensor, "n 4 4"]) -> Float64[Tensor, "n 4 4"]:

@@ -46,7 +46,6 @@ from fourd_evals.annotated import (
     pinhole,
     root_here,
 )
-from fourd_evals.file_formats import read_png16
 from fourd_evals.roots import Root
 from fourd_evals.trajectories import tracks_of_points
 
@@ -126,10 +125,13 @@ class DynamicReplicaSequence(AnnotatedFrames):
         return tracks_of_points(xy[..., :2].double(), visible, torch.ones_like(visible), world.double(), poses)
 
     def _place(self, index: int, field: str) -> str:
-        return f"{self._split}/{_path(self._frames[index], field)}"
+        path = str(_path(self._frames[index], field))
+        if ".." in path.split("/"):
+            raise MediaError(f"frame {index} of {self.name} names a file outside of the data set: {path}")
+        return f"{self._split}/{path}"
 
     def _float16(self, place: str) -> Float[Tensor, "h w"]:
-        return torch.from_numpy(read_png16(self.root.read(place), channels=1).view(np.float16).astype(np.float32))
+        return torch.from_numpy(self.root.grey16(place).view(np.float16).astype(np.float32))
 
     def _cam_from_world(self, index: int) -> Float[Tensor, "4 4"]:
         viewpoint = self._frames[index]["viewpoint"]

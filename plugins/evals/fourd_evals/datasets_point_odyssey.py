@@ -29,7 +29,6 @@ from fourd_core.geometry import inverse
 from fourd_core.media.layouts import Part
 from fourd_evals.annotated import AnnotatedConfig, AnnotatedFrames, AnnotatedSet, Camera, known_depth
 from fourd_evals.arrays import NpzRows
-from fourd_evals.file_formats import read_png16
 from fourd_evals.roots import Root
 from fourd_evals.trajectories import tracks_of_points
 
@@ -70,7 +69,7 @@ class PointOdysseySequence(AnnotatedFrames):
     def depth(self, index: int) -> Float[Tensor, "1 h w"]:
         """z in steps of 15 mm."""
         number = self._frames[index].rpartition(".")[0].removeprefix("rgb_")
-        codes = read_png16(self.root.read(f"{self.path}/depths/depth_{number}.png"), channels=1)
+        codes = self.root.grey16(f"{self.path}/depths/depth_{number}.png")
         return known_depth(torch.from_numpy(codes.astype(np.float64) * METRES)[None], self._farthest)
 
     def camera(self, index: int) -> Camera | None:

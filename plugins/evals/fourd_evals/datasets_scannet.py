@@ -32,7 +32,6 @@ from fourd_evals.evaluation_sets import (
     EvaluationConfig,
     EvaluationFrames,
     EvaluationSet,
-    grey16,
     grey_depth,
     numbers,
 )
@@ -57,7 +56,7 @@ class ScanNetScene(EvaluationFrames):
         if not self._numbers:
             raise MediaError(f"the scene {key} has no pictures: {root.place(f'{self._folder}/color')} is empty")
         first = f"{self._folder}/depth/{self._numbers[0]}.png"
-        height, width = grey16(root, first).shape
+        height, width = root.grey16(first).shape
         matrix = numbers(root, f"{self._folder}/intrinsic/intrinsic_depth.txt")[:3, :3]
         super().__init__(
             root.location,

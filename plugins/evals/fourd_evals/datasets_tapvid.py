@@ -15,7 +15,6 @@ Source: Doersch et al., TAP-Vid, 2022, and its readme.
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,6 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy import ndarray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fourd_core.data import Tracks
@@ -36,7 +34,7 @@ from fourd_core.recipe import Location
 from fourd_evals.annotated import root_here
 from fourd_evals.evaluation_sets import EvaluationConfig, EvaluationFrames, EvaluationSet
 from fourd_evals.plain_pickle import read_plain_pickle
-from fourd_evals.roots import Root
+from fourd_evals.roots import Root, picture_samples
 
 PARTS = ("video", "points", "occluded")
 _LOADING = threading.Lock()
@@ -65,9 +63,9 @@ class TAPVidVideo(EvaluationFrames):
     def picture(self, index: int) -> UInt8[Tensor, "3 h w"]:
         """As `AnnotatedFrames.picture`."""
         frame = self._item["video"][index]
-        if isinstance(frame, ndarray):
-            return torch.from_numpy(frame.copy()).permute(2, 0, 1)
-        return decoded(frame, f"{index} of {self.path}")
+        if not isinstance(frame, ndarray):
+            frame = picture_samples(frame, f"frame {index} of {self.path}", "RGB")
+        return torch.from_numpy(frame.copy()).permute(2, 0, 1)
 
     def tracks(self, indices: Sequence[int]) -> Tracks:
         """As `AnnotatedFrames.tracks`; whether a point is seen is known in every frame."""
@@ -111,19 +109,6 @@ class TAPVid(EvaluationSet):
     def open(self, root: Root, name: str) -> TAPVidVideo:
         """As `AnnotatedSet.open`."""
         return TAPVidVideo(root, name, self.config.frame_rate)
-
-
-def decoded(data: bytes, what: str) -> UInt8[Tensor, "3 h w"]:
-    """A picture file's pixels.
-
-    Raises:
-        MediaError: it is damaged; `what` says which frame of which video it is.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    except (UnidentifiedImageError, OSError, ValueError, TypeError) as error:
-        raise MediaError(f"frame {what} cannot be decoded: {error}") from error
 
 
 def shard(location: str, file: str) -> Mapping[str, dict[str, Any]]:

@@ -16,11 +16,9 @@ Source: Koppula et al., TAPVid-3D, 2024, and its readme.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from zipfile import BadZipFile
 
 import attrs
 import numpy as np
@@ -34,9 +32,9 @@ from fourd_core.errors import MediaError
 from fourd_core.geometry import intrinsics_matrix, inverse, project, transform
 from fourd_core.recipe import Location
 from fourd_evals.annotated import Camera, root_here
-from fourd_evals.datasets_tapvid import decoded
+from fourd_evals.arrays import read_npz
 from fourd_evals.evaluation_sets import EvaluationConfig, EvaluationFrames, EvaluationSet
-from fourd_evals.roots import Root
+from fourd_evals.roots import Root, picture_samples
 
 SOURCES = ("adt", "drivetrack", "pstudio")
 NEEDED = ("images_jpeg_bytes", "queries_xyt", "tracks_XYZ", "visibility", "fx_fy_cx_cy")
@@ -73,7 +71,8 @@ class TAPVid3DVideo(EvaluationFrames):
 
     def picture(self, index: int) -> UInt8[Tensor, "3 h w"]:
         """As `AnnotatedFrames.picture`."""
-        return decoded(bytes(self._array("images_jpeg_bytes")[index]), f"{index} of {self.path}")
+        data = bytes(self._array("images_jpeg_bytes")[index])
+        return torch.from_numpy(picture_samples(data, f"frame {index} of {self.path}", "RGB")).permute(2, 0, 1)
 
     def camera(self, index: int) -> Camera:
         """As `AnnotatedFrames.camera`."""
@@ -147,11 +146,4 @@ class TAPVid3D(EvaluationSet):
 
 @lru_cache(maxsize=2)
 def _arrays(location: str, key: str, _process: int) -> dict[str, ndarray]:
-    """All arrays of a file; objects, which would be a pickle, are refused."""
-    root = root_here(location)
-    data = root.read(f"{key}.npz")
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, BadZipFile) as error:
-        raise MediaError(f"{root.place(key)}.npz is not a file of plain arrays: {error}") from error
+    return read_npz(root_here(location), f"{key}.npz")

@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 import attrs
 import torch
 from jaxtyping import Float
-from numpy import ndarray
 from torch import Tensor
 
 from fourd_core.errors import MediaError
 from fourd_core.geometry import cropped_intrinsics
 from fourd_core.media.layouts import Part
-from fourd_evals import file_formats
 from fourd_evals.annotated import AnnotatedConfig, AnnotatedFrames, AnnotatedSet
 from fourd_evals.roots import Root
 
@@ -119,16 +117,6 @@ class EvaluationSet(AnnotatedSet):
         return f"{len(missing)} of the {len(self.published())} sequences that are published are missing: {missing[0]} …"
 
 
-def grey16(root: Root, name: str) -> ndarray:
-    """A grey PNG of 16 bits a sample, `h w`.
-
-    Raises:
-        MediaError: it does not exist or is something else.
-    """
-    with root.on_disk(name) as path:
-        return file_formats.read_png16(path, channels=1)
-
-
 def grey_depth(root: Root, name: str, steps: float, unknown: Sequence[int] = (0,)) -> Float[Tensor, "1 h w"]:
     """Depth of a grey 16-bit PNG in metres, NaN where it is not known.
 
@@ -136,7 +124,7 @@ def grey_depth(root: Root, name: str, steps: float, unknown: Sequence[int] = (0,
         steps: per metre.
         unknown: codes that are no depth.
     """
-    codes = torch.from_numpy(grey16(root, name).astype("int64"))[None]
+    codes = torch.from_numpy(root.grey16(name).astype("int64"))[None]
     known = torch.isin(codes, torch.tensor(unknown), invert=True)
     return (codes.double() / steps).where(known, torch.nan).float()
 

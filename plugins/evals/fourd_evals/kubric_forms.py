@@ -12,7 +12,6 @@ Source: Greff et al., Kubric, CVPR 2022, and the documentation of its data sets 
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from abc import ABC, abstractmethod
@@ -25,12 +24,11 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64, UInt8
 from numpy import ndarray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fourd_core.errors import MediaError
 from fourd_evals.annotated import root_here
-from fourd_evals.roots import Root
+from fourd_evals.roots import Root, picture_samples
 from fourd_evals.tfrecords import Example, record_places
 
 Stored = Literal["forward_flow", "backward_flow"]
@@ -134,7 +132,7 @@ class RawScene(KubricScene):
     def distance(self, index: int) -> Float64[Tensor, "h w"]:
         """From a TIFF of float32."""
         name = f"{self.name}/depth_{index:05d}.tiff"
-        return torch.from_numpy(_decoded(self.root.read(name), self.root.place(name)).astype(np.float64))
+        return torch.from_numpy(picture_samples(self.root.read(name), self.root.place(name)).astype(np.float64))
 
     def codes(self, stored: Stored, index: int) -> ndarray:
         """From a PNG of two channels, or three."""
@@ -179,15 +177,15 @@ class RecordScene(KubricScene):
 
     def picture(self, index: int) -> UInt8[Tensor, "3 h w"]:
         """From a PNG."""
-        return torch.from_numpy(np.array(self._picture("video", index).convert("RGB"))).permute(2, 0, 1)
+        return torch.from_numpy(self._samples("video", index, "RGB")).permute(2, 0, 1)
 
     def segmentation(self, index: int) -> Int64[Tensor, "h w"]:
         """From a grey PNG."""
-        return torch.from_numpy(np.array(self._picture("segmentations", index)).astype(np.int64))
+        return torch.from_numpy(self._samples("segmentations", index).astype(np.int64))
 
     def distance(self, index: int) -> Float64[Tensor, "h w"]:
         """From a grey PNG of 16 bits."""
-        return self.scaled(np.array(self._picture("depth", index)), "depth")
+        return self.scaled(self._samples("depth", index), "depth")
 
     def codes(self, stored: Stored, index: int) -> ndarray:
         """Stored as numbers one by one."""
@@ -198,13 +196,12 @@ class RecordScene(KubricScene):
             raise MediaError(f"{self.place} has no {stored} of frame {index}")
         return codes.reshape(height, width, 2)
 
-    def _picture(self, name: str, index: int) -> Image.Image:
+    def _samples(self, name: str, index: int, mode: str | None = None) -> ndarray:
         try:
-            picture = Image.open(io.BytesIO(self._example.bytes_of(name)[index]))
-            picture.load()
-        except (KeyError, IndexError, UnidentifiedImageError, OSError) as error:
-            raise MediaError(f"{name} of frame {index} of {self.place} cannot be read: {error!r}") from error
-        return picture
+            data = self._example.bytes_of(name)[index]
+        except (KeyError, IndexError) as error:
+            raise MediaError(f"{self.place} has no {name} of frame {index}") from error
+        return picture_samples(data, f"{name} of frame {index} of {self.place}", mode)
 
 
 @lru_cache(maxsize=4)
@@ -247,20 +244,12 @@ def split_of(file: str) -> str:
 
 def two_channels(data: bytes, place: str) -> ndarray:
     """The first two channels of a PNG of 16 bits: of grey and transparency, or of RGB."""
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise MediaError(f"{place} is not a PNG of 16 bits with two channels or more")
     # OpenCV gives RGB as BGR, and grey with transparency as the grey three times and the transparency.
     channels = [0, 3] if values.shape[2] == 4 and (values[..., 0] == values[..., 2]).all() else [2, 1]
     return np.ascontiguousarray(values[..., channels])
-
-
-def _decoded(data: bytes, place: str) -> ndarray:
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return np.array(picture)
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise MediaError(f"{place} cannot be decoded: {error}") from error
 
 
 def _numbers(values: Any) -> Float64[Tensor, "..."]:

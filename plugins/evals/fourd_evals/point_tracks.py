@@ -158,7 +158,7 @@ class TrackMeans(Metric):
 
     def add(self, numbers: dict[str, Float64[Tensor, "*b"]]) -> None:
         """Videos' numbers."""
-        values = torch.stack([numbers[name].reshape(-1) for name in TRACK_NUMBERS]).cpu()
+        values = torch.stack([numbers[name].reshape(-1) for name in TRACK_NUMBERS]).to(self.sums)
         self.sums += values.nan_to_num(0.0).sum(1)
         self.counts += values.isfinite().sum(1)
 

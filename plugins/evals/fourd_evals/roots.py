@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, UInt8, UInt16
 from numpy import ndarray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from fourd_core.errors import MediaError, some
 from fourd_core.media.folders import open_folder
+from fourd_core.media.formats.png16 import read_png16
 from fourd_core.media.formats.reading import read_bytes
 from fourd_core.media.locations import File
 
@@ -32,6 +33,19 @@ def read_file(location: str) -> bytes:
         MediaError: it does not exist or may not be read; the protocol is unknown.
     """
     return read_bytes(location)
+
+
+def picture_samples(data: bytes | memoryview, what: str, mode: str | None = None) -> ndarray:
+    """The samples of a picture file, as they are stored or in another mode of Pillow, `h w` or `h w c`.
+
+    Raises:
+        MediaError: it is damaged, or claims more pixels than Pillow finds safe; `what` says which picture it is.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return np.array(picture if mode is None else picture.convert(mode))
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{what} cannot be decoded: {error}") from error
 
 
 class Root:
@@ -95,7 +109,10 @@ class Root:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name.rpartition("/")[2]
             path.write_bytes(file.read())
-            yield path
+            try:
+                yield path
+            except MediaError as error:
+                raise MediaError(str(error).replace(str(path), self.place(name))) from error
 
     def picture(self, name: str) -> UInt8[Tensor, "3 h w"]:
         """A colour picture.
@@ -118,6 +135,15 @@ class Root:
             )
         return torch.from_numpy(labels.astype(np.int64))
 
+    def grey16(self, name: str) -> UInt16[ndarray, "h w"]:
+        """A grey PNG of 16 bits a sample.
+
+        Raises:
+            MediaError: it does not exist or is something else.
+        """
+        with self.on_disk(name) as path:
+            return read_png16(path, channels=1)
+
     def missing(self, what: str, looked_for: Sequence[str], advice: str = "") -> MediaError:
         """The sentence about a root that is laid out differently: what was looked for and what is there."""
         found = self.names()
@@ -127,9 +153,4 @@ class Root:
         )
 
     def _decoded(self, name: str, mode: str | None) -> ndarray:
-        data = self.read(name)
-        try:
-            with Image.open(io.BytesIO(data)) as picture:
-                return np.array(picture if mode is None else picture.convert(mode))
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise MediaError(f"the picture {self.place(name)} cannot be decoded: {error}") from error
+        return picture_samples(self.read(name), f"the picture {self.place(name)}", mode)

@@ -84,10 +84,10 @@ class Example:
 def _varints(data: ndarray, start: int, stop: int | None) -> ndarray:
     """Each number is a run of bytes, seven bits a byte, low ones first; the last byte of a run is below 128."""
     ends = np.flatnonzero(data < 128)[max(start - 1, 0) : stop]
+    if len(ends) <= min(start, 1):
+        return np.empty(0, np.int64)
     first = 0 if start == 0 else int(ends[0]) + 1
     ends = ends if start == 0 else ends[1:]
-    if not len(ends):
-        return np.empty(0, np.int64)
     data, ends = data[first : int(ends[-1]) + 1].astype(np.int64), ends - first
     starts = np.concatenate([[0], ends[:-1] + 1])
     places = np.arange(len(data)) - np.repeat(starts, ends - starts + 1)

@@ -62,6 +62,7 @@ class FlowErrors(Metric):
             if valid is not None:
                 counted = counted & valid[number].cpu()
             sums, count = _sums(flow.nan_to_num(0.0, 0.0, 0.0)[:, counted], goal[:, counted]), int(counted.sum())
+            sums = sums.to(self.pixel_sums)
             self.pixel_sums += sums
             self.pixel_count += count
             if count:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fourd_evals.camera_poses import CameraErrors, auc, rotation_angle, trajectory_errors
+from fourd_evals.camera_poses import CameraErrors, auc, rotation_angle, tartanair_errors, trajectory_errors
 from fourd_evals.motion_masks import ForegroundIoU
 from fourd_evals.point_tracks import DISTANCES, TRACK_NUMBERS, TAPVid, sample_queries, tapvid_metrics
 from fourd_evals.point_tracks_3d import FIXED_DISTANCES, TAPVid3D, focal_length, tapvid3d_metrics
@@ -167,6 +167,18 @@ def test_trajectory_errors(stored: dict[str, Tensor], number: int, align: str) -
     *expected, trans_five = stored["pose/out"][number].tolist()
     assert list(by_one.values()) == pytest.approx(expected, rel=1e-9)
     assert by_five["rpe_trans"] == pytest.approx(trans_five, rel=1e-9)
+
+
+def test_other_statistics_and_tartanairs_own_formulas(stored: dict[str, Tensor]) -> None:
+    estimate, truth = _poses(stored, "pose/est"), _poses(stored, "pose/gt")
+    for align, mean in (("sim3", 0.046602456747547594), ("scale", 9.22700940134325)):
+        errors = trajectory_errors(estimate, truth, align, statistic="mean")  # type: ignore[arg-type]
+        assert errors["ate"] == pytest.approx(mean, rel=1e-9)
+    expected = {
+        "scale": 2.6730974213550516, "ate": 0.05049778410677382, "rpe_trans": 0.11284782214097154,
+        "rpe_rot": 0.020506081978561675, "rpe_trans_all": 0.454791063945365, "rpe_rot_all": 0.018253846537626715,
+    }  # fmt: skip
+    assert tartanair_errors(estimate, truth) == pytest.approx(expected, rel=1e-7)
 
 
 def test_cameras_that_stand_still_keep_their_scale(stored: dict[str, Tensor]) -> None:
