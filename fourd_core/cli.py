@@ -162,6 +162,8 @@ def _add_of_plugins(commands: Any) -> None:
     from importlib.metadata import entry_points
 
     for entry in sorted(entry_points(group="fourd.commands"), key=lambda entry: entry.name):
+        if entry.name in commands.choices:  # the core's own, or another plugin's
+            continue
         text = f"what {entry.dist.name if entry.dist else 'a plugin'} adds: `fourd {entry.name} --help`"
         command = commands.add_parser(entry.name, help=text, add_help=False, prefix_chars="\0")
         command.add_argument("words", nargs=argparse.REMAINDER)
@@ -169,7 +171,15 @@ def _add_of_plugins(commands: Any) -> None:
 
 
 def _of_plugin(options: argparse.Namespace) -> int:
-    module = options.entry.load()
+    try:
+        module = options.entry.load()
+    except Exception as error:
+        from fourd_core.errors import PluginError
+
+        raise PluginError(
+            f"the command {options.entry.name} cannot be loaded from {options.entry.value} ({type(error).__name__}: "
+            f"{error}); install its plugin again"
+        ) from error
     parser = argparse.ArgumentParser(prog=f"fourd {options.entry.name}", description=module.SUMMARY)
     module.add_arguments(parser)
     parsed = parser.parse_args(options.words)

@@ -105,8 +105,11 @@ def _build(
     _check_order(run, jobs)
     for job in jobs.values():
         job.prepare()
+    if start.is_new:
+        run.record["versions"] = versions()  # a stage may have loaded further plugins
     known = run.record.setdefault("weights", [])
-    known += [row for row in weights_in_use(system, recipe) if row not in known]
+    for used, its in [(system, recipe), *((job.system, job.recipe) for job in jobs.values())]:
+        known += [row for row in weights_in_use(used, its) if row not in known]
     if not jobs and first:
         sys.stderr.write(f"note: everything that was asked for is done already in {folder}\n")
     return run, system, jobs

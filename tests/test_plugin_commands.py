@@ -62,6 +62,21 @@ def test_nothing_is_imported_before_it_is_asked_for(
     assert "command_parts" in sys.modules
 
 
+def test_a_name_that_is_taken_and_a_plugin_that_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fourd: Fourd, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The core's own command stays; what cannot be imported is one sentence, and only for who asks for it."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    command_parts.install(folder, "[fourd.commands]\nlist = command_parts\nshattered = no_such_module_at_all\n")
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0 and "every component by kind" in capfd.readouterr().out
+    answer = fourd("shattered", "--any", check=2)
+    assert answer.stderr.startswith("fourd: the command shattered cannot be loaded from no_such_module_at_all (Module")
+
+
 def test_a_word_that_is_no_command(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["greet", "Ann"])
