@@ -21,6 +21,7 @@ from torch.utils.data import default_collate
 
 from fourd_core.data import Clip, Grid, Queries, TokenMap, Tokens
 from fourd_core.geometry import first_from_cam, rays_from_cameras
+from fourd_core.recipe import load_recipe
 from fourd_core.system import System
 
 ROOT = Path(__file__).parents[3]
@@ -340,6 +341,19 @@ def test_refusals() -> None:
     refused('heads.track = "depth" follows no points', heads=Names(track="depth"))
     refused("stride = 3 windows begin within one", frames=22, stride=3)
     refused("windows of 3 frames are no multiple of the backbone's 2", frames=3)
+
+
+@pytest.mark.parametrize("name", ["l4p_full", "l4p_tiny", "l4p_small"])
+def test_no_stage_of_the_recipes_learns_from_a_head_that_does_not_learn(name: str) -> None:
+    """Its error would change the backbone all the same."""
+    stages = [s.config for s in load_recipe(ROOT / f"recipes/{name}.toml").stages.values() if s.job == "train"]
+    assert stages
+    for config in stages:
+        objective = config.objective.config
+        long = (objective.frames or 16) > 16
+        dense = () if long else ("depth", "flow", "motion", "cameras")
+        taught = {task for task in (*dense, "track") if getattr(objective.weights, task) > 0}
+        assert taught <= set(config.learn or taught)
 
 
 def test_the_unit_of_a_sample_that_knows_no_depth() -> None:
