@@ -29,7 +29,14 @@ from torch import Tensor
 from fourd_core.geometry import intrinsics_matrix, inverse, pixel_centres, transform, unproject
 from fourd_core.recipe import Location
 from fourd_evals.annotated import Camera
-from fourd_evals.evaluation_sets import EvaluationConfig, EvaluationFrames, EvaluationSet, numbers, picture_size
+from fourd_evals.evaluation_sets import (
+    EvaluationConfig,
+    EvaluationFrames,
+    EvaluationSet,
+    numbers,
+    one_pinhole,
+    picture_size,
+)
 from fourd_evals.file_formats import read_dsp5, read_flo5
 from fourd_evals.roots import Root
 
@@ -62,7 +69,7 @@ class SpringSequence(EvaluationFrames):
             size=picture_size(root, self._file("frame_left", 0, "png")),
             known=frozenset(name for name, is_known in known.items() if is_known),
             frame_rate=24,
-            intrinsics=None if self._cameras is None else self.camera(0)[1].float(),
+            intrinsics=one_pinhole([self.camera(index)[1] for index in range(len(self._numbers)) if self._cameras]),
         )
 
     def picture(self, index: int) -> UInt8[Tensor, "3 h w"]:

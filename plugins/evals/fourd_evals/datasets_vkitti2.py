@@ -32,6 +32,7 @@ from fourd_evals.evaluation_sets import (
     EvaluationFrames,
     EvaluationSet,
     grey_depth,
+    one_pinhole,
     picture_size,
     table,
 )
@@ -63,7 +64,6 @@ class VKITTI2Sequence(EvaluationFrames):
             "motion": self._moves is not None,
             "cameras": bool(self._cameras),
         }
-        first = self._cameras.get(self._numbers[0])
         super().__init__(
             root.location,
             key,
@@ -71,7 +71,7 @@ class VKITTI2Sequence(EvaluationFrames):
             size=picture_size(root, self._file("rgb", "rgb", 0, "jpg")),
             known=frozenset(name for name, is_known in known.items() if is_known),
             frame_rate=10,
-            intrinsics=None if first is None else first[1],
+            intrinsics=one_pinhole([self._cameras[number][1] for number in self._numbers if number in self._cameras]),
         )
 
     def picture(self, index: int) -> UInt8[Tensor, "3 h w"]:

@@ -117,6 +117,12 @@ class EvaluationSet(AnnotatedSet):
         return f"{len(missing)} of the {len(self.published())} sequences that are published are missing: {missing[0]} …"
 
 
+def one_pinhole(intrinsics: Sequence[Float[Tensor, "3 3"]]) -> Float[Tensor, "3 3"] | None:
+    """The pinhole matrix of a whole video; None where its frames have none, or several: a lens may zoom."""
+    same = all(torch.allclose(matrix, intrinsics[0], rtol=1e-6) for matrix in intrinsics)
+    return intrinsics[0].float() if len(intrinsics) and same else None
+
+
 def grey_depth(root: Root, name: str, steps: float, unknown: Sequence[int] = (0,)) -> Float[Tensor, "1 h w"]:
     """Depth of a grey 16-bit PNG in metres, NaN where it is not known.
 

@@ -160,6 +160,19 @@ def test_spring_motion(threshold: float) -> None:
     assert (still.truth([0]).motion[0, 0, 0, 2:] == 0).all()
 
 
+def test_a_lens_that_zooms_is_not_one_pinhole() -> None:
+    files = _files(miniatures.spring_miniature())
+    name = next(name for name in files if name.endswith("0001/cam_data/intrinsics.txt"))
+    lines = files[name].decode().splitlines()
+    files[name] = "\n".join([*lines[:-1], "99 99 16 12"]).encode()
+    root = Location(in_memory("spring-zoom", files))
+    video = Spring(Spring.Config(root=root)).videos("all")[0]
+    assert video.intrinsics is None and Spring(Spring.Config(root=root, clip=2)).videos("all")[0].intrinsics is not None
+    cameras = video.truth([0, video.frame_count - 1])["cameras"]
+    assert isinstance(cameras, Cameras) and float(cameras.intrinsics[0, 1, 0, 0]) == 99
+    assert float(cameras.intrinsics[0, 0, 0, 0]) != 99
+
+
 def test_spring_clips_and_partial_downloads() -> None:
     data = Spring(Spring.Config(root=Location(miniatures.spring_miniature(5)), clip=2))
     assert list(data.videos("all").keys) == ["0001/0001", "0001/0003", "0002/0001", "0002/0003"]
