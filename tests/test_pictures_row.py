@@ -17,7 +17,7 @@ from fourd_core.media.pictures import depth_picture, depth_range, grey
 from fourd_core.media.row import CHUNK, draw
 from fourd_core.media.trails import TRAIL, draw_tracks, point_colours
 from fourd_core.media.video import open_video
-from fourd_core.media.views import center, exact
+from fourd_core.media.views import View, center, exact
 
 STRIP = 20
 """Rows of a label."""
@@ -90,6 +90,20 @@ def test_maps_on_the_view(tmp_path: Path) -> None:
     inside = view.to_view(video.tracks()[0].xy[0]).long()
     inside = inside[((inside >= 0) & (inside < 48)).all(1)]
     assert coloured[inside[:, 1], inside[:, 0]].float().mean() > 0.9
+
+
+def test_a_small_view_is_shown_as_sharp_as_the_video(tmp_path: Path) -> None:
+    """The network saw a third of the pixels; people see what the video has of the same part."""
+    video = KnownScene(frames=2, size=(72, 96))
+    view = View(video.size, (24, 32), (16, 16), (4, 8))
+    store = video.store(tmp_path / "a.zarr", ["depth"])
+    draw(store, video, view, tmp_path, "a", pixels="view", pictures=1, movie=False, side=48)
+    picture = open_video(str(tmp_path / "pictures/a_00000.png")).read([0])[0]
+    assert torch.equal(tile(picture, 0, 0, (48, 48)), video.rgb[0, :, 12:60, 24:72])
+    draw(store, video, view, tmp_path, "b", pixels="view", pictures=1, movie=False, side=24)
+    half = View(video.size, (48, 64), (32, 32), (8, 16)).apply(video.rgb[:1])
+    picture = open_video(str(tmp_path / "pictures/b_00000.png")).read([0])[0]
+    assert torch.equal(tile(picture, 0, 0, (24, 24)), fitted((half * 255).round().byte(), (24, 24))[0])
 
 
 def test_a_drawn_movie_is_not_drawn_again(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def draw(
         for start in track(starts, f"drawing {name}", len(starts)):
             frames = video.read(scene.chunk(start))
             if pixels == "view":
-                frames = (view.apply(frames) * 255).round().byte()
+                frames = (_sharper(view, size).apply(frames) * 255).round().byte()
             frames = fitted(frames, size)
             painted = [panel.paint(scene.chunk(start), frames) for panel in panels]
             whole = arranged([panel.label for panel in panels], painted)
@@ -150,6 +150,15 @@ def draw(
             for index in chosen & set(scene.chunk(start)):
                 write_png(folder / "pictures" / f"{name}_{index:05d}.png", whole[index - start])
             give_back()
+
+
+def _sharper(view: View, size: Size) -> View:
+    """The same part of the frame with at least as many pixels as a panel, if the video has them."""
+    wanted = max(math.ceil(side / own) for side, own in zip(size, view.size, strict=True))
+    there = min(math.ceil(side / own) for side, own in zip(view.video_size, view.resized, strict=True))
+    times = max(1, min(wanted, there))
+    resized, seen, corner = (tuple(times * side for side in pair) for pair in (view.resized, view.size, view.corner))
+    return View(view.video_size, resized, seen, corner)  # type: ignore[arg-type]
 
 
 def _panels(scene: Scene, queries: Queries | None) -> Iterator[Panel]:
