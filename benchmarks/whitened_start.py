@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from fourd_l4p.objective import L4P
 from jaxtyping import Float
 from torch import Tensor
 
@@ -43,11 +44,12 @@ def main(recipe_path: str, stage: str, out: str) -> None:
     system, data = build_system(recipe), build_dataset(recipe, stage)
     if not isinstance(data, GeneratesClips):
         sys.exit(f"[stages.{stage}.data] does not make its clips")
-    objective = recipe.stages[stage].config.objective.config
+    objective = cast(L4P, system.objectives[stage])
     convolution = system.get_submodule("backbone.network.patch_embed.proj")
     weight = cast(Tensor, convolution.weight)
     sizes = list(weight.shape[2:])
-    found = [_patches(data, objective.frames, objective.crop, number, sizes, system) for number in range(BATCHES)]
+    frames, crop = objective.windows.clip, objective.config.crop
+    found = [_patches(data, frames, crop, number, sizes, system) for number in range(BATCHES)]
     with torch.no_grad():
         filters = principal_filters(torch.cat(found).double(), len(weight))
         weight.copy_(filters.view_as(weight))

@@ -271,17 +271,16 @@ class L4P(Objective):
         them from one scene.
 
         Raises:
-            RecipeError: the clips do not fit the backbone.
+            RecipeError: the data makes no such clips, or they do not fit the backbone.
         """
         if "frames" in batch:
             return batch
         config, drawn = self.config, batch["number"]
         number = (drawn[0] + torch.arange(len(drawn), device=drawn.device)) % NUMBERS
-        clip, truth = cast(GeneratesClips, data).generate(
-            "train", number, self.windows.clip, config.crop, config.points if "tracks" in self.wanted else 0,
-            number.device,
-        )  # fmt: skip
+        points = config.points if "tracks" in self.wanted else 0
+        make = cast(GeneratesClips, data).generate
         try:
+            clip, truth = make("train", number, self.windows.clip, config.crop, points, number.device)
             self.spec.check(self.windows.cut(clip.frames))
         except ValueError as error:
             raise RecipeError(f"[data] the generated clips do not fit: {error}") from error

@@ -227,6 +227,23 @@ def test_generated_clips() -> None:
     assert learn.describe(data, batch) == f"generated clips {first} and the 2 after it"
 
 
+class Short(GeneratedSquares):
+    """Squares of few frames."""
+
+    def generate(self, split: Split, numbers: Tensor, frames: int, *more: Any) -> Any:
+        """Refuses longer clips."""
+        raise ValueError(f"clips of {frames} frames do not fit into videos of 4: set data.frames")
+
+
+def test_clips_that_the_data_cannot_make() -> None:
+    learn = objective()
+    drawn = default_collate([learn.sample(Short(), "train", generator())])
+    with pytest.raises(
+        RecipeError, match=r"do not fit: clips of 8 frames do not fit into videos of 4: set data\.frames"
+    ):
+        learn.complete(Short(), drawn)
+
+
 def test_only_what_is_learned_is_sampled() -> None:
     system = small_system()
     del system.heads["track"], system.heads["motion"], system.heads["cameras"], system.heads["depth"]
