@@ -8,14 +8,12 @@ Source: Badki et al., L4P, 2025, section 4 and supplement; it names the protocol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, cast
 
 import attrs
 import torch
 from attrs.validators import gt, optional
-from jaxtyping import Float
-from torch import Tensor
 
 from fourd_core.data import Cameras, Maps
 from fourd_core.interfaces import Dataset
@@ -23,15 +21,14 @@ from fourd_core.system import System
 from fourd_evals.camera_poses import Alignment as PoseAlignment
 from fourd_evals.camera_poses import CameraErrors
 from fourd_evals.depth_alignment import Alignment
+from fourd_evals.looks import CHUNK, ComparedDepth, Look, TrueDepth
 from fourd_evals.motion_masks import THRESHOLD, ForegroundIoU
 from fourd_evals.paper import our_name
-from fourd_evals.trivial_answers import MeanDisparity, dis_flow, pair_flows
+from fourd_evals.trivial_answers import MeanDisparity, backward_flows, dis_flow
 from fourd_evals.video_depth import DepthCrafterDepth, FrameMaps, ImageDepth, PooledDepth, resized
 from fourd_evals.video_flow import FlowErrors, Pooling
-from fourd_evals.whole_videos import Look, VideoMetric, VideoMetricConfig
+from fourd_evals.whole_videos import VideoMetric, VideoMetricConfig
 
-CHUNK = 8
-"""Frames whose truth is read at a time."""
 FAST = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Pixels of flow above which a pixel may be said to move."""
 DIS_MISSING = "the rows of DIS flow are left out: its plugin is not installed (fourd-plugin-dis)"
@@ -93,11 +90,11 @@ class VideoDepth(VideoMetric):
     def add(self, look: Look, head: str, scores: Mapping[str, Any]) -> None:
         """Score one video; its answers are kept on the view's grid."""
         depth = torch.cat([cast(Maps, part.predictions[head]).values[0, :, 0] for part in look.parts()])
-        truth = _TrueDepth(look)
+        truth = TrueDepth(look)
         cap = self.config.cap or getattr(look.video, "depth_cap", None)
         ours, *trivial = scores.values()
         disparity = self.config.protocol == "depthcrafter"
-        self._score(ours, _Compared(look, 1 / depth if disparity else depth), truth, cap)
+        self._score(ours, ComparedDepth(look, 1 / depth if disparity else depth), truth, cap)
         if trivial:
             mean = self._mean.map()
             for scorer, answer in zip(trivial, (torch.ones_like(mean), mean), strict=True):
@@ -123,42 +120,6 @@ class VideoDepth(VideoMetric):
     def score(self, columns: Mapping[str, float]) -> float:
         """The less AbsRel the better (RMSE where there is none)."""
         return -columns.get("AbsRel", columns["RMSE"])
-
-
-@attrs.frozen(eq=False)
-class _Compared(Sequence[Tensor]):
-    """Predicted maps `h w`, brought to the pixels of comparison one at a time.
-
-    A view that shows the whole frame is left to the scorer, which resizes as its protocol says.
-    """
-
-    look: Look
-    maps: Float[Tensor, "t y x"]
-
-    def __len__(self) -> int:
-        return len(self.maps)
-
-    def __getitem__(self, number: Any) -> Tensor:
-        values = self.maps[number]
-        return values if self.look.is_whole else self.look.compared(values[None, None])[0, 0]
-
-
-class _TrueDepth(Sequence[Tensor]):
-    """True depth maps `h w`, read a few frames at a time."""
-
-    def __init__(self, look: Look) -> None:
-        self._look = look
-        self._first, self._held = 0, torch.empty(0)
-
-    def __len__(self) -> int:
-        return self._look.video.frame_count
-
-    def __getitem__(self, number: Any) -> Tensor:
-        if not self._first <= number < self._first + len(self._held):
-            self._first = number - number % CHUNK
-            count = min(CHUNK, len(self) - self._first)
-            self._held = self._look.truth("depth", self._first, count)[:, 0]
-        return self._held[number - self._first]
 
 
 class VideoFlow(VideoMetric):
@@ -205,10 +166,7 @@ class VideoFlow(VideoMetric):
             if trivial:
                 trivial[0].update(torch.zeros_like(truth), truth)
             if self._dis is not None:
-                answers = torch.zeros_like(flow)
-                pairs = list(pair_flows(self._dis, look, part.first, part.frames))
-                for place, pair in zip(range(part.frames - len(pairs), part.frames), pairs, strict=True):
-                    answers[place] = look.view.flow_to_video(pair[1])
+                answers = look.view.flow_to_video(backward_flows(self._dis, look, part.first, part.frames))
                 trivial[1].update(look.compared(answers, flow=True), truth)
 
     def columns(self, scores: Any) -> dict[str, float]:
@@ -271,11 +229,8 @@ class MotionMasks(VideoMetric):
             if trivial:
                 trivial[0].update(torch.ones_like(truth), truth)
             if self._dis is not None:
-                speed = torch.zeros_like(mask)
-                pairs = list(pair_flows(self._dis, look, part.first, part.frames))
-                for place, pair in zip(range(part.frames - len(pairs), part.frames), pairs, strict=True):
-                    speed[place] = torch.linalg.vector_norm(pair[1], dim=0)
-                moving = look.compared(speed)[:, 0]
+                flows = backward_flows(self._dis, look, part.first, part.frames)
+                moving = look.compared(flows.norm(dim=1, keepdim=True))[:, 0]
                 for pixels, scorer in trivial[1].items():
                     scorer.update((moving > pixels).float(), truth)
 

@@ -16,12 +16,13 @@ from fourd_core.data import VISIBLE, Cameras, Queries, Tracks
 from fourd_core.geometry import unproject
 from fourd_core.sinks import MemorySink
 from fourd_core.system import System
-from fourd_evals.l4p_eval import CHUNK, DIS_MISSING
+from fourd_evals.l4p_eval import DIS_MISSING
+from fourd_evals.looks import CHUNK, Look
 from fourd_evals.paper import our_name
 from fourd_evals.point_tracks import SIDE, QueryMode, TAPVid, sample_queries
 from fourd_evals.point_tracks_3d import Scaling, TAPVid3D, focal_length
 from fourd_evals.trivial_answers import chained, dis_flow, pair_flows
-from fourd_evals.whole_videos import Look, VideoMetric, VideoMetricConfig
+from fourd_evals.whole_videos import VideoMetric, VideoMetricConfig
 
 MEMORY = 8 * 2**30
 """Bytes that the tracks of one video may take."""

@@ -14,7 +14,7 @@ from fourd_core.data import Clip
 from fourd_core.errors import PluginError
 from fourd_core.interfaces import CueProvider
 from fourd_core.sinks import sample_nearest
-from fourd_evals.whole_videos import Look
+from fourd_evals.looks import Look
 
 MEAN_SIDE = 64
 """Rows and columns on which the mean depth map of a data set is gathered."""
@@ -35,8 +35,15 @@ def pair_flows(cue: CueProvider, look: Look, first: int, count: int) -> Iterator
     The video's first frame has no frame before it.
     """
     for frame in range(max(first, 1), first + count):
-        flow = cue(Clip(look.frames(frame - 1, 2)[None])).values[0]
-        yield flow
+        yield cue(Clip(look.frames(frame - 1, 2)[None])).values[0]
+
+
+def backward_flows(cue: CueProvider, look: Look, first: int, count: int) -> Float[Tensor, "t 2 y x"]:
+    """From each of these frames to the one before it, in pixels of the view; 0 in the video's first frame."""
+    flows = torch.zeros(count, 2, *look.view.size)
+    for place, pair in enumerate(pair_flows(cue, look, first, count), start=0 if first else 1):
+        flows[place] = pair[1]
+    return flows
 
 
 class MeanDisparity:

@@ -17,20 +17,17 @@ from typing import Any, ClassVar, Literal, cast
 import attrs
 import torch
 from attrs.validators import ge, optional
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
-from fourd_core.data import Maps, Predictions, Queries
 from fourd_core.errors import RecipeError
 from fourd_core.interfaces import AnnotatedVideo, Dataset, Head, Metric, Result, Split
-from fourd_core.media.views import View, ViewConfig
+from fourd_core.media.views import ViewConfig
 from fourd_core.placement import Pixels
 from fourd_core.progress import track
 from fourd_core.recipe import ComponentConfig, component
-from fourd_core.streaming import Finished, StreamConfig, check_windows, stream, stream_config, view_of
+from fourd_core.streaming import check_windows, stream_config, view_of
 from fourd_core.system import NamedModules, System, build_component
-from fourd_core.truth import seen
 from fourd_evals.known_texture import KnownTextures, knowing_system
+from fourd_evals.looks import FirstFrames, Look
 from fourd_evals.paper import NAME as PAPER_NAME
 from fourd_evals.paper import paper_rows
 
@@ -60,81 +57,6 @@ class VideoMetricConfig:
     """Also show what answers without any network score."""
     paper: str = ""
     """The data set in L4P's tables whose rows stand beside ours, "Sintel" or "Spring" for example; empty: none."""
-
-
-class FirstFrames(AnnotatedVideo):
-    """The beginning of a video."""
-
-    def __init__(self, video: AnnotatedVideo, frames: int) -> None:
-        self._video = video
-        self.name, self.key, self.size, self.known = video.name, video.key, video.size, video.known
-        self.frame_count, self.intrinsics = min(video.frame_count, frames), video.intrinsics
-
-    def __getattr__(self, name: str) -> Any:
-        """What a data set says of its videos beside the contract: a cap of the depth, queries."""
-        return getattr(self.__dict__["_video"], name)
-
-    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "t 3 h w"]:
-        """As the video's."""
-        return self._video.read(indices)
-
-    def times(self, indices: Sequence[int]) -> Float[Tensor, " t"]:
-        """As the video's."""
-        return self._video.times(indices)
-
-    def truth(self, indices: Sequence[int]) -> Predictions:
-        """As the video's."""
-        return self._video.truth(indices)
-
-
-@attrs.frozen(eq=False)
-class Look:
-    """One video as a system sees it.
-
-    Attributes:
-        system: with the heads that matter alone.
-        view: how a frame becomes the network's input.
-        windows: what it sees at a time.
-        pixels: where maps are compared: at the video's pixels, or on the view's.
-    """
-
-    system: System
-    video: AnnotatedVideo
-    view: View
-    windows: StreamConfig
-    pixels: Pixels
-
-    def parts(self, queries: Queries | None = None) -> Iterator[Finished]:
-        """The system's answers as they become final; maps on the view's grid, numbers in pixels of the video."""
-        return stream(self.system, self.video, self.view, self.windows, queries)
-
-    def truth(self, name: str, first: int, frames: int) -> Float[Tensor, "t c h w"]:
-        """True maps of frames `first ..` in the pixels of comparison; NaN where the view shows nothing."""
-        before = 1 if name == "flow" and first else 0  # flow is known to the frame before in what is asked for
-        known = self.video.truth(range(first - before, first + frames))
-        values = cast(Maps, known[name]).frames(before, before + frames)
-        if self.pixels == "view":
-            return cast(Maps, seen(Predictions({name: values}), self.view)[name]).values[0]
-        maps = values.values[0]
-        return maps if self.is_whole else maps.masked_fill(self._outside(), torch.nan)
-
-    def compared(self, maps: Float[Tensor, "t c y x"], flow: bool = False) -> Float[Tensor, "t c h w"]:
-        """Maps on the view's grid at the pixels of comparison; `flow`: they are measured in pixels of the video."""
-        if self.pixels == "video":
-            return self.view.restore(maps)
-        return maps * maps.new_tensor(self.view.scale).view(2, 1, 1) if flow else maps
-
-    def frames(self, first: int, count: int) -> Float[Tensor, "t 3 y x"]:
-        """Frames on the view's grid."""
-        return self.view.apply(self.video.read(range(first, first + count)))
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the view shows all of the frame and nothing else."""
-        return self.view.corner == (0, 0) and self.view.resized == self.view.size
-
-    def _outside(self) -> Tensor:
-        return self.view.restore(torch.zeros(1, 1, *self.view.size)).isnan()[0]
 
 
 def with_heads(system: System, names: Sequence[str]) -> System:

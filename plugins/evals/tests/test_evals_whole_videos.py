@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from fourd_evals.datasets_sintel import Sintel
 from fourd_evals.known_texture import SIZE, STEP, KnownTexture, KnownTextures, knowing_system
 from fourd_evals.l4p_eval import CameraPoses, MotionMasks, VideoDepth, VideoFlow
 from fourd_evals.l4p_tracks import PointTracks
+from fourd_evals.looks import FirstFrames
 from fourd_evals.trivial_answers import MeanDisparity, chained
-from fourd_evals.whole_videos import FirstFrames, with_heads
+from fourd_evals.whole_videos import with_heads
 from torch import Tensor
 
 from fourd_core.errors import RecipeError
 from fourd_core.interfaces import Dataset, Split, Video
 from fourd_core.media.views import ViewConfig
-from fourd_core.recipe import parse
+from fourd_core.recipe import ComponentConfig, parse
 from fourd_core.testing.miniature import Miniature, Textures
 
 METRICS: tuple[tuple[Any, dict[str, Any], dict[str, float]], ...] = (
@@ -121,6 +124,7 @@ def test_points_are_carried_by_flow_from_their_query_on() -> None:
 def test_fewer_frames_videos_and_points() -> None:
     short = FirstFrames(KnownTexture(), 6)
     assert short.frame_count == 6 and torch.equal(short.read([5]), KnownTexture().read([5]))
+    assert copy.copy(short).frame_count == 6
     with pytest.raises(AttributeError):
         _ = short.queries
     metric = PointTracks(PointTracks.Config(frames=6, points=2, videos=1))
@@ -187,6 +191,8 @@ def test_a_recipe_names_the_data_and_the_paper() -> None:
     section = recipe.stages["evaluate"].config.metrics["depth"]
     metric = VideoDepth(section.config)
     assert metric.available(Miniature(), Textures())
+    unnamed = ComponentConfig("datasets", "sintel", Sintel.Config())
+    assert not VideoDepth(VideoDepth.Config(data=unnamed)).available(Miniature(), Textures())
     data = metric.dataset(Textures())
     assert type(data).__name__ == "VideoFiles" and metric.dataset(Textures()) is data
     printed = {str(row["system"]): row for row in metric._paper()}
