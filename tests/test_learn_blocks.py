@@ -15,6 +15,8 @@ from torch import Tensor
 from train_parts import ended, forked, kill_after, logged_lines
 
 import fourd_core as fourd_package
+from fourd_core.jobs.train import TrainJob
+from fourd_core.run_folder import Run
 
 WEIGHTS = "train/weights.safetensors"
 BLOCKS = [f"backbone.blocks.{number}.{name}" for number in range(3) for name in ("weight", "bias")]
@@ -104,6 +106,21 @@ def test_a_later_stage_that_leaves_it_alone_keeps_what_was_learned(fourd: Fourd,
         assert torch.equal(found[BLOCKS[0]], first[BLOCKS[0]])
     both = [load_file(tmp_path / run / "second/weights.safetensors")[HEAD[0]] for run in ("at_once", "apart")]
     assert torch.equal(*both)
+
+
+def test_the_room_of_gradients_and_moments_is_free_for_the_next_stage(
+    fourd: Fourd, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, original = [], TrainJob.run
+
+    def remembered(job: TrainJob, run: Run) -> None:
+        original(job, run)
+        done.append(job)
+
+    monkeypatch.setattr(TrainJob, "run", remembered)
+    fourd("run", recipe, "train", *learn(-1), "--set", "stages.train.ema=0.5", "--out", "a", check=0)
+    assert all(parameter.grad is None for parameter in done[0].system.parameters())
+    assert not hasattr(done[0], "optimisation") and not hasattr(done[0], "average")
 
 
 def test_what_follows_a_training_sees_the_backbone_it_left(fourd: Fourd, recipe: Path, tmp_path: Path) -> None:

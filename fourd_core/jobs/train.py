@@ -124,6 +124,9 @@ class TrainJob(Job):
         self.system.learn_backbone(0)
         if self.group.first:
             self._finish(folder)
+        # A later stage needs the room of the gradients and of the optimiser's state.
+        self.system.zero_grad(set_to_none=True)
+        del self.optimisation, self.average
 
     def _loop(self, run: Run, folder: Path) -> None:
         config = self.config
