@@ -5,7 +5,8 @@
 
 It trains for so many minutes and leaves in `--out` what is worth carrying away: weights in half precision, in files of
 at most 15 MiB (`weights-00.safetensors` ...), and `metrics.jsonl`. With `--weights FOLDER` it starts from such files.
-The optimiser's state stays behind (it is four times as large): a piece warms up again. `--site FOLDER` names a folder
+The optimiser's state stays behind (it is four times as large): a piece warms up again, and draws other samples than the
+one before (its seed comes from the weights, unless `--set seed=...`). `--site FOLDER` names a folder
 with the Python packages that the machine lacks, as `pip install --target FOLDER --no-deps ...` makes it.
 """
 
@@ -18,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -55,7 +57,10 @@ def joined(folder: Path) -> dict[str, Tensor]:
 def train(options: argparse.Namespace, run: Path, start: Path | None) -> None:
     """`fourd run` for so many minutes, then the signal at which it saves its state and ends."""
     sets = [word for key in options.set for word in ("--set", key)]
-    sets += ["--set", f"trained={start}"] if start else []
+    if start is not None:
+        sets += ["--set", f"trained={start}"]
+        if not any(key.startswith("seed=") for key in options.set):  # else it would learn from the same clips again
+            sets += ["--set", f"seed={zlib.crc32(start.read_bytes())}"]
     command = [sys.executable, "-m", "fourd_core", "run", options.recipe, *options.stages, "--out", str(run), *sets]
     paths = [
         str(ROOT),
@@ -87,17 +92,19 @@ def main() -> None:
         run, start = Path(folder, "run"), None
         if options.weights is not None:
             start = Path(folder, "start.safetensors")
-            save_file({name: value.float() for name, value in joined(options.weights).items()}, start)
+            given = joined(options.weights)
+            save_file({name: x.float() if x.is_floating_point() else x for name, x in given.items()}, start)
         train(options, run, start)
         left = sorted([*run.glob("*/weights.safetensors"), *run.glob("*/checkpoint.safetensors")], key=os.path.getmtime)
         if not left:
             sys.exit("the training left no weights; its message stands above")
         state = {name.removeprefix(MODEL): value for name, value in load_file(left[-1]).items()
                  if not name.startswith(("optimizer/", "average/"))}  # fmt: skip
-        wrong = [name for name, value in state.items() if not torch.isfinite(value).all()]
+        parts = shards(state)
+        wrong = [name for part in parts for name, value in part.items() if not torch.isfinite(value).all()]
         if wrong:
-            sys.exit(f"{wrong[0]} is not finite")
-        for number, part in enumerate(shards(state)):
+            sys.exit(f"{wrong[0]} is not finite in half precision")
+        for number, part in enumerate(parts):
             save_file(part, options.out / f"weights-{number:02}.safetensors")
         shutil.copy(run / "metrics.jsonl", options.out / "metrics.jsonl")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,46 @@ def test_a_piece_after_the_other(
     assert all(torch.equal(given[name], one[name].float()) for name in one)
     assert not torch.equal(two["heads.value.linear.weight"], one["heads.value.linear.weight"])
     assert len((tmp_path / "two/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_later_piece_draws_other_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its seed comes from the weights that it starts with, unless it is said."""
+    commands: list[list[str]] = []
+
+    class Started:
+        def __init__(self, command: list[str], **_: object) -> None:
+            commands.append(command)
+
+        def wait(self, _: float) -> None:
+            """At once."""
+
+    monkeypatch.setattr("subprocess.Popen", Started)
+    starts = [None, *(tmp_path / name for name in ("a", "b", "a"))]
+    for start in starts[1:]:
+        assert start is not None
+        start.write_bytes(start.name.encode())
+    for said in ([], ["seed=3"]):
+        options = Namespace(recipe="r.toml", stages=["s"], set=said, site=None, minutes=1.0)
+        for start in starts:
+            train_piece.train(options, tmp_path / "run", start)
+    seeds = [[word for word in command if word.startswith("seed=")] for command in commands]
+    assert seeds[0] == [] and [len(found) for found in seeds[1:4]] == [1, 1, 1]
+    assert seeds[1] == seeds[3] != seeds[2]
+    assert seeds[4:] == [["seed=3"]] * 4
+
+
+def test_a_piece_that_does_not_fit_into_half_precision_is_not_left(
+    toy_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(_options: object, run: Path, _start: Path | None) -> None:
+        (run / "train").mkdir(parents=True)
+        save_file({"heads.value.weight": torch.tensor([1.0, 1e6])}, run / "train/weights.safetensors")
+
+    monkeypatch.setattr(train_piece, "train", train)
+    monkeypatch.setattr("sys.argv", ["train_piece", str(toy_recipe), "train", "--out", str(tmp_path / "piece")])
+    with pytest.raises(SystemExit, match=r"heads\.value\.weight is not finite in half precision"):
+        train_piece.main()
+    assert not [*(tmp_path / "piece").iterdir()]
 
 
 def test_published_from_a_run_a_checkpoint_or_a_file(
