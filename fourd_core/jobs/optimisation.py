@@ -101,7 +101,7 @@ class Optimisation:
         """Forward and backward for every batch of the step in this process; the losses' mean over these."""
         config, device, seed = self.config, self.system.device, self.recipe.seed
         torch.manual_seed(seed_for(seed, *self._purpose("step", step)))  # dropout and the like
-        self.optimizer.zero_grad(set_to_none=True)
+        self.system.zero_grad(set_to_none=True)  # also of what the loss reaches and this stage does not train
         sums: dict[str, float] = {}
         for number in self._batches_of(step):
             batch = {key: value.to(device, non_blocking=True) for key, value in next(batches).items()}

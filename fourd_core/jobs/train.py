@@ -61,7 +61,8 @@ class TrainJob(Job):
             )
         self.batches = Batches(self.objective, self.data, self.recipe.seed, self.stage, config.batch_size)
         if self.recipe.cue_cache is None:
-            self.batches[0]  # opens the data: a missing or unreadable video is found before anything is written
+            # Opens the data, or makes some: what is missing or does not fit is found before anything is written.
+            self.objective.complete(self.data, self.batches[0])
         else:  # videos that cannot be read are known once the cues are there, and left out
             self.data.videos("train")
         self.validation = (

@@ -267,8 +267,8 @@ class L4P(Objective):
     def complete(self, data: Dataset, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Numbers of generated clips as the clips and what is known of them; any other batch as it is.
 
-        Of the numbers the first one counts: the clips of a batch stand in a row, so that the data may make several of
-        them from one scene.
+        Of the numbers the first one counts: the clips of a batch stand in a row that begins at a multiple of its
+        length, so that the data may make several of them from one scene.
 
         Raises:
             RecipeError: the data makes no such clips, or they do not fit the backbone.
@@ -276,7 +276,8 @@ class L4P(Objective):
         if "frames" in batch:
             return batch
         config, drawn = self.config, batch["number"]
-        number = (drawn[0] + torch.arange(len(drawn), device=drawn.device)) % NUMBERS
+        count = len(drawn)
+        number = drawn[0] // count * count % NUMBERS + torch.arange(count, device=drawn.device)
         points = config.points if "tracks" in self.wanted else 0
         make = cast(GeneratesClips, data).generate
         try:
@@ -294,7 +295,8 @@ class L4P(Objective):
     def describe(self, data: Dataset, batch: Mapping[str, Tensor]) -> str:
         """The clips of a batch: numbers of generated ones, or each video with the first frame and the stride."""
         if "number" in batch:
-            return f"generated clips {int(batch['number'][0])} and the {len(batch['number']) - 1} after it"
+            count = len(batch["number"])
+            return f"generated clips {int(batch['number'][0]) // count * count} and the {count - 1} after it"
         videos = data.videos("train")
         return ", ".join(
             f"{videos[number].name} from frame {start} on" + (f" in steps of {stride}" if stride != 1 else "")
