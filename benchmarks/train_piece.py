@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 60
+"""Seconds in which a training that was told to end must have saved its state."""
 LARGEST = 15 * 2**20
 MODEL = "model/"
 FILES = "weights-*.safetensors"
@@ -72,8 +73,12 @@ def train(options: argparse.Namespace, run: Path, start: Path | None) -> None:
     try:
         process.wait(options.minutes * 60)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+        process.terminate()  # it saves its state and ends; SIGINT is ignored where a script started us behind an `&`
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def main() -> None:
@@ -106,7 +111,8 @@ def main() -> None:
             sys.exit(f"{wrong[0]} is not finite in half precision")
         for number, part in enumerate(parts):
             save_file(part, options.out / f"weights-{number:02}.safetensors")
-        shutil.copy(run / "metrics.jsonl", options.out / "metrics.jsonl")
+        if (run / "metrics.jsonl").exists():
+            shutil.copy(run / "metrics.jsonl", options.out / "metrics.jsonl")
 
 
 if __name__ == "__main__":

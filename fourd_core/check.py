@@ -77,7 +77,7 @@ def _prepare(recipe: Recipe, system: System, data: Dataset) -> list[str]:
         if not getattr(stage.config, "by_name", False)
     ]
     steps = [stage.prepare for stage in stages]
-    steps += [partial(for_recipe, location) for location in (recipe.weights, recipe.trained) if location is not None]
+    steps += [partial(_fit, system, location) for location in (recipe.weights, recipe.trained) if location is not None]
     steps.append(partial(cache.require, [weights.location for _, weights in named_weights(system)]))
     for step in steps:
         try:
@@ -85,6 +85,11 @@ def _prepare(recipe: Recipe, system: System, data: Dataset) -> list[str]:
         except NotFetchedError as error:
             missing |= dict.fromkeys(str(error).splitlines())
     return list(missing)
+
+
+def _fit(system: System, location: str) -> None:
+    """See whether weights have the names and shapes of the recipe's parts."""
+    system.load_parts(for_recipe(location), location)
 
 
 def _by_name(recipe: Recipe, system: System, data: Dataset) -> dict[str, str]:

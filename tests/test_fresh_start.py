@@ -10,6 +10,7 @@ import torch
 from helpers import TOY_RECIPE, write_video
 from safetensors.torch import load_file, save_file
 
+from fourd_core.check import check_recipe
 from fourd_core.errors import WeightsError
 from fourd_core.recipe import load_recipe
 from fourd_core.run import run_recipe
@@ -57,3 +58,15 @@ def test_afresh_is_the_start_without_weights(recipe: Path, tmp_path: Path) -> No
     fresh, on = (load_file(tmp_path / name / "train/weights.safetensors") for name in ("fresh", "on"))
     assert all(torch.equal(fresh[name], expected[name]) for name in expected)
     assert any(not torch.equal(on[name], expected[name]) for name in expected)
+
+
+def test_check_compares_the_named_weights(recipe: Path, tmp_path: Path) -> None:
+    """Names and shapes, on a system that has no memory."""
+    run_recipe(load_recipe(recipe), tmp_path / "trained", ["train"])
+    state = load_file(tmp_path / "trained/train/weights.safetensors")
+    save_file(state, tmp_path / "published.safetensors")
+    check_recipe(load_recipe(recipe))
+    name = next(key for key, value in state.items() if key.startswith("heads.") and value.ndim)
+    save_file({**state, name: torch.cat([state[name], state[name]])}, tmp_path / "published.safetensors")
+    with pytest.raises(WeightsError, match="does not fit this network"):
+        check_recipe(load_recipe(recipe))

@@ -362,3 +362,10 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
     for line, name in zip(lines, ("a.png", "a.mp4"), strict=True):
         assert line == f"cannot write {tmp_path / name}: the file grew over the size limit of this system or user"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_uniform_flow_has_one_colour() -> None:
+    """Every pixel is the longest, by a rounding error more or less."""
+    flow = torch.tensor([0.3, 0.7]).view(1, 2, 1, 1).expand(1, 2, 9, 9) * (1 + 1e-6 * torch.rand(1, 1, 9, 9))
+    picture = flow_picture(flow, largest_flow(flow)).int()
+    assert (picture - picture[..., :1, :1]).abs().max() <= 1

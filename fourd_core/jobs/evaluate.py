@@ -41,13 +41,21 @@ class EvaluateJob(Job):
 
     def _leave_out_what_lacks_data(self) -> None:
         absent = [name for name, metric in self.metrics.items() if not metric.available(self.system, self.data)]
-        keys = ", ".join(f"stages.{self.stage}.metrics.{name}.root" for name in absent)
+        keys = ", ".join(self._root_key(name) for name in absent)
         only_checked = self.system.device.type == "meta"
         if absent and len(absent) == len(self.metrics) and not only_checked:
-            raise RecipeError(f"[stages.{self.stage}] has nothing to measure: no data set is named; set {keys}")
+            raise RecipeError(
+                f"[stages.{self.stage}] has nothing to measure: the stage's data has no video for it, and no other "
+                f"data set is named by {keys}"
+            )
         if absent:
             sys.stderr.write(f"note: {', '.join(absent)} not measured, since no data set is named: {keys}\n")
         self.metrics = {name: metric for name, metric in self.metrics.items() if name not in absent}
+
+    def _root_key(self, name: str) -> str:
+        """The key that names the folder that a metric measures on."""
+        own = hasattr(self.config.metrics[name].config, "data")
+        return f"stages.{self.stage}.metrics.{name}.{'data.' if own else ''}root"
 
     def run(self, run: Run) -> None:
         tables = []

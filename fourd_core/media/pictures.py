@@ -67,7 +67,8 @@ def flow_picture(flow: Float[Tensor, "t 2 h w"], largest: float | None = None) -
     below = place.long()
     hue = torch.lerp(wheel[below], wheel[(below + 1) % len(wheel)], (place - below).unsqueeze(-1)).movedim(-1, 1)
     length = torch.hypot(x, y).unsqueeze(1)
-    return _to_8_bit(torch.where(length <= 1, 1 - length * (1 - hue), hue * 0.75) * valid)
+    # What is rounded to a little more is not longer: of uniform flow every pixel is the longest.
+    return _to_8_bit(torch.where(length <= 1 + 1e-4, 1 - length * (1 - hue), hue * 0.75) * valid)
 
 
 def largest_flow(flow: Float[Tensor, "t 2 h w"], quantile: float = 0.99) -> float:

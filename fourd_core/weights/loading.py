@@ -20,6 +20,8 @@ def load_weights(
 ) -> None:  # fmt: skip
     """Copy a checkpoint into a module, cast to the module's dtypes; all of it, or nothing where it does not fit.
 
+    For a module on the meta device names and shapes are compared and nothing is copied.
+
     Args:
         location: where `state` came from, for the message.
         ignore_prefixes: the checkpoint's keys that start with one of them are no business of this module.
@@ -29,7 +31,6 @@ def load_weights(
         WeightsError: keys are missing, unexpected, or of another shape or kind of number.
     """
     own = module.state_dict()
-    assert not any(t.is_meta for t in own.values()), "weights cannot be loaded into a module on the meta device"
     given = {key: value for key, value in state.items() if not key.startswith(tuple(ignore_prefixes))}
     shared = [key for key in own if key in given]
     problems = [
@@ -42,7 +43,8 @@ def load_weights(
             f"the checkpoint {shown(location)} does not fit this network ({type(module).__name__}, {len(own)} "
             "tensors): " + "; ".join(filter(None, problems)) + ". " + (advice or _advice(given))
         )
-    module.load_state_dict(given, strict=False)  # copies into the tensors that are there, which keep their dtype
+    if not any(tensor.is_meta for tensor in own.values()):
+        module.load_state_dict(given, strict=False)  # copies into the tensors that are there, which keep their dtype
 
 
 def _advice(given: Mapping[str, Tensor]) -> str:

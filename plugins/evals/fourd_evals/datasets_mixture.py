@@ -145,7 +145,9 @@ class Mixture(Dataset):
             except MediaError as error:
                 if folder_named:
                     raise
-                absent.append(f"{name} ({error})")
+                root = self.config.root
+                wanted = "" if root is None else f"there is no folder {str(root).rstrip('/')}/{name}, and "
+                absent.append(f"{name} ({wanted}{error})")
                 continue
             found[name] = data
         if not found:

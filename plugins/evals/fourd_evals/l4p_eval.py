@@ -31,6 +31,8 @@ from fourd_evals.whole_videos import VideoMetric, VideoMetricConfig
 
 FAST = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Pixels of flow above which a pixel may be said to move."""
+STILL = 1e-5
+"""Metres: a camera that never moves farther stands still."""
 DIS_MISSING = "the rows of DIS flow are left out: its plugin is not installed (fourd-plugin-dis)"
 Compared = Literal["video", "view"]
 
@@ -265,7 +267,7 @@ class CameraPoses(VideoMetric):
 
     def scores(self, system: System) -> dict[str, Any]:
         """One for each row."""
-        self._mended = 0
+        self._mended = self._still = 0
         names = [our_name(system), *(["static camera"] if self.config.trivial else [])]
         return {name: CameraErrors(self.config.align) for name in names}
 
@@ -273,14 +275,19 @@ class CameraPoses(VideoMetric):
         """How many poses were none."""
         if self._mended:
             yield f"{self._mended} predicted poses are not finite; the camera counts as standing still there"
+        if self._still:
+            yield f"{self._still} videos whose camera stays where it is are left out: any trajectory fits them"
 
     def add(self, look: Look, head: str, scores: Mapping[str, Any]) -> None:
-        """Score one video."""
+        """Score one video, if its camera goes anywhere."""
         poses = torch.cat([cast(Cameras, part.predictions[head]).world_from_cam[0] for part in look.parts()])
         truth = torch.cat([
             cast(Cameras, look.video.truth(range(first, min(first + CHUNK, len(poses))))["cameras"]).world_from_cam[0]
             for first in range(0, len(poses), CHUNK)
         ])  # fmt: skip
+        if (truth[:, :3, 3] - truth[:1, :3, 3]).norm(dim=1).max() <= STILL:
+            self._still += 1
+            return
         still = torch.eye(4).expand(len(poses), 4, 4)
         last, answers = still[0], []
         for pose in poses:

@@ -205,3 +205,10 @@ def test_a_recipe_names_the_data_and_the_paper() -> None:
         (PointTracks, {"paper": "Overall", "table": "4"}, "3D-APD"),
     ):
         assert all(column in row for row in list(cls(cls.Config(**keys))._paper())[-1:])
+
+
+def test_cameras_that_go_nowhere_are_left_out() -> None:
+    """Of one frame, say: every trajectory fits."""
+    result = CameraPoses(CameraPoses.Config(frames=1, trivial=True)).measure(knowing_system(error=0.2), KnownTextures())
+    assert any("left out" in note for note in result.notes)
+    assert not any(isinstance(value, float) for row in result.rows for value in row.values())

@@ -228,6 +228,11 @@ class L4P(Objective):
         video = videos[number]
         if not isinstance(video, AnnotatedVideo):
             raise MediaError(f"{video.name}: L4P learns from videos with ground truth, and of this nothing is known")
+        if self.long and "tracks" not in video.known:
+            raise MediaError(
+                f"{video.name} has no tracks, and a clip of {self.windows.clip} frames, longer than the window of "
+                f"{self.windows.frames}, teaches tracks alone; set the objective's frames lower, or take other data"
+            )
         stride = config.strides[_draw(len(config.strides), generator)]
         span = (self.windows.clip - 1) * abs(stride)
         start = _draw(max(video.frame_count - span, 1), generator) + (span if stride < 0 else 0)

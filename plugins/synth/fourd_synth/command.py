@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--out", type=Path, default=Path("synth.png"), help="a .png or .mp4 (default: %(default)s)")
 
 
+ENDINGS = (".png", ".mp4")
+
+
 def run(options: argparse.Namespace) -> int:
     """Write the picture.
 
@@ -34,6 +37,10 @@ def run(options: argparse.Namespace) -> int:
     from fourd_synth.dataset import Synth
     from fourd_synth.preview import preview
 
+    if options.out.suffix not in ENDINGS:
+        raise RunError(f"synth preview: {options.out} must end in {' or '.join(ENDINGS)}")
+    if not options.out.absolute().parent.is_dir():
+        raise RunError(f"synth preview: the folder of {options.out} does not exist; make it first")
     try:
         config = Synth.Config(
             seed=options.seed,
@@ -45,6 +52,6 @@ def run(options: argparse.Namespace) -> int:
         )
         preview(Synth(config), options.number, options.split, options.out)
     except ValueError as error:
-        raise RunError(f"fourd synth preview: {error}") from error
+        raise RunError(f"synth preview: {error}") from error
     Console().print(str(options.out), soft_wrap=True)
     return 0
