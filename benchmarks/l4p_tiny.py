@@ -69,10 +69,10 @@ def on_scenes(others: dict[str, str]) -> dict[str, Rows]:
     return tables
 
 
-def on_memories() -> Rows:
-    """The same weights, tracks through memories that carry all, the point alone, or nothing."""
-    rows: Rows = []
-    for memory in MEMORIES:
+def on_memories(whole: dict[str, Any]) -> Rows:
+    """The same weights, tracks through memories that carry all (`whole`), the point alone, or nothing."""
+    rows: Rows = [{**whole, next(iter(whole)): MEMORIES[0]}]
+    for memory in MEMORIES[1:]:
         recipe = recipe_with(f"memories.track.use={memory}")
         metric = metrics_of(recipe, trivial=False)["tracks"]
         rows += as_rows(metric.measure(build_system(recipe), build_dataset(recipe, "eval")), memory)
@@ -95,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(1)
     others = dict(word.split("=", 1) for word in sys.argv[1:])
     tables = {f"scenes: {name}": rows for name, rows in on_scenes(others).items()}
-    tables["scenes: tracks by memory"] = on_memories()
+    tables["scenes: tracks by memory"] = on_memories(tables["scenes: tracks"][0])
     tables |= {f"stereo pair: {name}": rows for name, rows in on_the_pair(build_system(recipe_with())).items()}
     for name, rows in tables.items():
         sys.stdout.write(markdown(name, rows))
