@@ -281,7 +281,7 @@ def test_the_same_command_goes_on_for_every_recipe_of_ours(fourd: Fourd, clip: P
     from helpers import ROOT
 
     words = ["run", ROOT / "recipes/l4p_tiny.toml", "--out", "a", "--set", f"data.video={clip}",
-             "--set", "data.pixels=28", "--set", "stages.predict.movie=false"]  # fmt: skip
+             "--set", "data.pixels=32", "--set", "stages.predict.movie=false"]  # fmt: skip
     fourd(*words, check=0)
     again = fourd(*words, check=0)
     assert "done already" in again.stderr

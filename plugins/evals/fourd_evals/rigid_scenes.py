@@ -90,7 +90,7 @@ def unhidden(
 
 def tracks_between(
     frames: Sequence[int],
-    points: Sequence[Int64[Tensor, " n"]],
+    points: Sequence[Int64[Tensor, " _"]],
     depth_maps: Float[Tensor, "t h w"],
     body_maps: Int64[Tensor, "t h w"],
     world_from_cam: Float[Tensor, "t 4 4"],

@@ -68,8 +68,8 @@ def _middle(picture: UInt8[Tensor, "3 h w"], crop: int, side: int) -> Float[Tens
     return F.interpolate(cut, (side, side), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def _read(place: str) -> list[UInt8[Tensor, "3 h w"]]:
-    pictures: list[UInt8[Tensor, "3 h w"]] = []
+def _read(place: str) -> list[UInt8[Tensor, "3 _ _"]]:
+    pictures: list[UInt8[Tensor, "3 _ _"]] = []
     for source in find(place):
         video = open_source(source, FrameCache(0))
         count = min(FRAMES, video.frame_count)
@@ -78,8 +78,8 @@ def _read(place: str) -> list[UInt8[Tensor, "3 h w"]]:
 
 
 def _halves(
-    pictures: Sequence[UInt8[Tensor, "3 h w"]],
-) -> tuple[Sequence[UInt8[Tensor, "3 h w"]], Sequence[UInt8[Tensor, "3 h w"]]]:
+    pictures: Sequence[UInt8[Tensor, "3 _ _"]],
+) -> tuple[Sequence[UInt8[Tensor, "3 _ _"]], Sequence[UInt8[Tensor, "3 _ _"]]]:
     """What is trained on and what is held out: in order, so that frames of a video stay on one side."""
     cut = (len(pictures) + 1) // 2
     return pictures[:cut], pictures[cut:]
