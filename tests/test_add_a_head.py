@@ -127,7 +127,7 @@ def test_the_foreign_head_is_found_and_learns(walk: Walk) -> None:
     assert min(walk.overlaps("linear")) > 0.5
     state = load_file(walk.folder / "runs/linear/train/weights.safetensors")
     moving = {key: tuple(value.shape) for key, value in state.items() if key.startswith("heads.moving.layers.1.")}
-    assert moving == {"heads.moving.layers.1.weight": (1, 192), "heads.moving.layers.1.bias": (1,)}
+    assert moving == {"heads.moving.layers.1.weight": (1, 256), "heads.moving.layers.1.bias": (1,)}
 
 
 def test_the_recipe_that_goes_on_from_the_published_head(walk: Walk) -> None:
