@@ -7,6 +7,7 @@ argument. Users run without the checks; so do the processes that a test starts, 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,15 @@ from unittest.mock import patch
 import attrs
 import jaxtyping
 import pytest
+import torch
 
 # Of a list beartype reads one item, drawn at random: by a generator of its own, for tests compare the global one.
 with patch("random.getrandbits", random.Random(0).getrandbits):
     import beartype  # noqa: F401
+
+# Triton decides at its import whether kernels are compiled for a GPU or interpreted. The processes of tests inherit it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).parent
 # Recipes and reports hold no tensors, and their tests would take five times as long.

@@ -1,0 +1,64 @@
+"""Which form of an operation runs: its plain torch definition, or a Triton kernel that gives the same numbers faster.
+
+Triton kernels run where every tensor is on a CUDA device and Triton is there; everywhere else the definitions do. Tests
+run the kernels on a CPU in Triton's interpreter (`TRITON_INTERPRET=1` before triton is imported), a thousand times
+slower than the definitions: so it is never chosen by itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal
+
+from torch import Tensor
+
+Form = Literal["best", "plain", "triton"]
+_form: Form = "best"
+
+
+@contextmanager
+def using(form: Form) -> Iterator[None]:
+    """Within it, every operation runs in this form: for tests and measurements; one thread at a time.
+
+    Args:
+        form: "best" as described above; "plain" the definitions; "triton" the kernels, in the interpreter too.
+    """
+    global _form
+    before, _form = _form, form
+    try:
+        yield
+    finally:
+        _form = before
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed; it is not imported for that."""
+    return find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def by_triton(*tensors: Tensor | None) -> bool:
+    """Whether a Triton kernel shall work on these tensors (those that are None do not count).
+
+    Raises:
+        RuntimeError: "triton" was asked for, and Triton is missing or cannot work on these tensors.
+    """
+    on_gpu = all(tensor is None or tensor.is_cuda for tensor in tensors)
+    if _form == "plain":
+        return False
+    if _form == "best":
+        return on_gpu and has_triton() and not interpreted()
+    if not has_triton():
+        raise RuntimeError('using("triton"), but triton is not installed: pip install triton')
+    if not on_gpu and not interpreted():
+        raise RuntimeError('using("triton"), but tensors are on the CPU: set TRITON_INTERPRET=1 before the start')
+    return True
