@@ -17,9 +17,10 @@ import torch
 from benchmarks.saving import keep
 from benchmarks.stereo_pair import StereoPairs
 from fourd_core import registry
+from fourd_core.build import build_component, build_dataset, build_system
 from fourd_core.interfaces import Metric, Result
 from fourd_core.recipe import Recipe, load_recipe
-from fourd_core.system import System, build_component, build_dataset, build_system
+from fourd_core.system import System
 
 RECIPE = Path(__file__).parents[1] / "recipes/l4p_tiny.toml"
 MEMORIES = ("track_memory", "chain", "none")

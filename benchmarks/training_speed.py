@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.saving import save
+from fourd_core.build import build_dataset, build_system
 from fourd_core.jobs.batches import Batches
 from fourd_core.recipe import load_recipe
-from fourd_core.system import build_dataset, build_system
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 REPEATS = 4

@@ -17,10 +17,10 @@ from fourd_l4p.objective import L4P
 from jaxtyping import Float
 from torch import Tensor
 
+from fourd_core.build import build_dataset, build_system
 from fourd_core.checkpoint import save_tensors
 from fourd_core.interfaces import Dataset, GeneratesClips
 from fourd_core.recipe import load_recipe
-from fourd_core.system import build_dataset, build_system
 
 BATCHES, CLIPS, FIRST = 6, 64, 5
 """So many generated clips are looked at, from this number on."""

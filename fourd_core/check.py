@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from fourd_core import registry
+from fourd_core.build import build_dataset, build_system, data_of, pick_device
 from fourd_core.data import Clip, Queries
 from fourd_core.errors import FourdError, NotFetchedError, RecipeError, WeightsError
 from fourd_core.interfaces import Dataset, PretrainedWeights
@@ -19,7 +20,7 @@ from fourd_core.media.views import View
 from fourd_core.provenance import component_sections, named_weights
 from fourd_core.recipe import Recipe
 from fourd_core.streaming import stream_config, view_of
-from fourd_core.system import System, build_dataset, build_system, data_of, pick_device
+from fourd_core.system import System
 from fourd_core.tables import console_for
 from fourd_core.weights import cache
 from fourd_core.weights.convert import for_recipe

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 
 class Rewrite:
@@ -22,7 +23,7 @@ class Rewrite:
         saves: one sentence on what it saves, with numbers; `docs/performance.md` has the same.
     """
 
-    known: dict[str, Rewrite] = {}
+    known: ClassVar[dict[str, Rewrite]] = {}
     """All that were made so far, by name."""
 
     def __init__(self, name: str, saves: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import attrs
 import torch
 
+from fourd_core.build import build_dataset, build_system, data_of, pick_device
 from fourd_core.distributed import current, joined
 from fourd_core.errors import FourdError, RecipeError, RunError
 from fourd_core.hooks import Hooks, load_hooks
@@ -20,7 +21,7 @@ from fourd_core.provenance import new_record, versions, weights_in_use
 from fourd_core.recipe import Location, Recipe
 from fourd_core.recipe.values import plain
 from fourd_core.run_folder import Follower, Interrupted, Run, read_recipe, read_record, trained_weights
-from fourd_core.system import System, build_dataset, build_system, data_of, pick_device
+from fourd_core.system import System
 from fourd_core.weights import read_state_dict
 
 

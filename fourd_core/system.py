@@ -1,36 +1,30 @@
 """A composed model: one backbone, named heads and their memories, the cues that teach them.
 
-`build_system` makes it from a recipe, `load` from a recipe's path or a run folder. Every component is initialised
-from a seed of its own, so that adding a head changes no other head's start.
+`fourd_core.build` makes it from a recipe.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
-import attrs
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fourd_core import registry
 from fourd_core.checkpoint import below
 from fourd_core.data import Clip, Prediction, Predictions, Tokens
 from fourd_core.errors import RecipeError, RunError, WeightsError
-from fourd_core.interfaces import Backbone, Component, CueProvider, Dataset, Head, Memory, Objective, State
+from fourd_core.interfaces import Backbone, Component, CueProvider, Head, Memory, State
 from fourd_core.media.views import ViewConfig
-from fourd_core.randomness import seeded
 from fourd_core.tracking import track
-from fourd_core.weights import describe_checkpoint, load_weights, read_state_dict, sha256_of
-from fourd_core.weights.cache import require, shown
-from fourd_core.weights.convert import for_recipe
+from fourd_core.weights import describe_checkpoint, load_weights, sha256_of
+from fourd_core.weights.cache import shown
 
 if TYPE_CHECKING:
-    from fourd_core.recipe import ComponentConfig, Recipe
+    from fourd_core.recipe import Recipe
 
 States = dict[str, State]
 """The memories' states between two windows, by head name."""
@@ -127,15 +121,16 @@ class System(nn.Module):
             WeightsError: missing, or not theirs.
         """
         unread, self.unread_cues = self.unread_cues, {}
-        _load_pretrained({f"cues.{name}": cue for name, cue in unread.items()})
+        load_pretrained({f"cues.{name}": cue for name, cue in unread.items()})
 
-    def _load_cues_when_called(self) -> None:
+    def read_cues_when_called(self) -> None:
+        """Put off the reading of the teachers' weights, which are large, until a teacher is called."""
         for name, cue in self.cues.items():
             if isinstance(cue, nn.Module) and cue.pretrained() is not None:
                 self.unread_cues[name] = cue
                 cue.register_forward_pre_hook(lambda *_: self.load_cues())
             else:
-                _load_pretrained({f"cues.{name}": cue})
+                load_pretrained({f"cues.{name}": cue})
 
     def learn_backbone(self, blocks: int) -> None:
         """Say how much of the backbone learns: its last `blocks` blocks and what follows them; all (-1); none (0).
@@ -266,13 +261,9 @@ class System(nn.Module):
         """The same composition with all that learns as training found it: fresh, or with the recipe's weights."""
         if self.recipe is None:
             raise RunError("a system that was not built from a recipe does not know how it was initialised")
-        # The backbone is shared, unless training changed it and perhaps goes on: then neither may see the other's.
-        backbone = _build_backbone(self.recipe) if self.own_backbone else self.backbone
-        heads, memories = _build_heads(self.recipe, backbone)
-        system = System(backbone, heads, memories, self.cues, self.recipe)
-        if not self.starts_fresh:
-            _load_named_weights(system, self.recipe)
-        return system.to(self.device)
+        from fourd_core.build import untrained
+
+        return untrained(self, self.recipe)
 
     def predict(
         self, video: str | Path | Tensor | NDArray[Any], queries: QueryPoints = None, limit_gb: float = 8.0
@@ -327,35 +318,14 @@ class System(nn.Module):
         return Predictions(sink.whole)
 
 
-def build_component(section: ComponentConfig, seed: int, where: str, *arguments: Any) -> Any:
-    """One component from its section of the recipe, initialised from the seed of its place in the recipe.
+def load_pretrained(components: Mapping[str, Component]) -> None:
+    """Give each component its own pretrained weights, unless it is only a shape.
 
+    Args:
+        components: by their sections of the recipe.
     Raises:
-        RecipeError: the component refuses its configuration (names the section).
+        WeightsError: missing, not the published file, or not theirs.
     """
-    cls = registry.load(section.kind, section.use)
-    with seeded(seed, where):
-        try:
-            return cls(section.config, *arguments)
-        except ValueError as error:
-            raise RecipeError(f'[{where}] use = "{section.use}": {error}') from error
-
-
-def _build_backbone(recipe: Recipe) -> Backbone:
-    backbone: Backbone = build_component(recipe.backbone, recipe.seed, "backbone")
-    _load_pretrained({"backbone": backbone})
-    return backbone
-
-
-def _build_heads(recipe: Recipe, backbone: Backbone) -> tuple[dict[str, Head], dict[str, Memory]]:
-    seed, spec = recipe.seed, backbone.spec
-    heads = {name: build_component(s, seed, f"heads.{name}", spec) for name, s in recipe.heads.items()}
-    memories = {name: build_component(s, seed, f"memories.{name}", spec) for name, s in recipe.memories.items()}
-    _load_pretrained({f"heads.{k}": v for k, v in heads.items()} | {f"memories.{k}": v for k, v in memories.items()})
-    return heads, memories
-
-
-def _load_pretrained(components: Mapping[str, Component]) -> None:
     for where, component in components.items():
         if isinstance(component, nn.Module) and any(p.is_meta for p in component.parameters()):
             continue
@@ -366,113 +336,3 @@ def _load_pretrained(components: Mapping[str, Component]) -> None:
                 "install or fetch it again"
             )
         component.load_pretrained()
-
-
-def build_system(recipe: Recipe, named_weights: bool = True) -> System:
-    """The system that a recipe describes, on the current default device, with the weights it names.
-
-    On the meta device (`with torch.device("meta")`) nothing is read and no memory is taken.
-
-    Args:
-        named_weights: False leaves the recipe's `weights` and `trained` alone, for a training that starts afresh.
-    """
-    seed = recipe.seed
-    if named_weights and torch.get_default_device().type != "meta":
-        require([recipe.weights, recipe.trained])  # before anything large is read
-    backbone = _build_backbone(recipe)
-    cues = {name: build_component(s, seed, f"cues.{name}") for name, s in recipe.cues.items()}
-    heads, memories = _build_heads(recipe, backbone)
-    system = System(backbone, heads, memories, cues, recipe)
-    system._load_cues_when_called()
-    for name, stage in recipe.stages.items():
-        section = getattr(stage.config, "objective", None)
-        if section is not None:
-            objective: Objective = build_component(section, seed, f"stages.{name}.objective", system)
-            system.objectives[name] = objective
-    system.train(False)
-    system.starts_fresh = not named_weights
-    if named_weights:
-        _load_named_weights(system, recipe)
-    return system
-
-
-def _load_named_weights(system: System, recipe: Recipe) -> None:
-    """Give the system what the recipe's `weights` and `trained` name, unless it is only a shape."""
-    locations = [location for location in (recipe.weights, recipe.trained) if location is not None]
-    if not locations or system.device.type == "meta":
-        return
-    left = [set(system.load_parts(for_recipe(location), location)) for location in locations]
-    fresh = set.intersection(*left)
-    own = sorted(name for name in fresh if _component(system, name).pretrained() is None)
-    if own:
-        sys.stderr.write(
-            f"note: {' and '.join(map(shown, locations))} has nothing for {', '.join(own)}, which starts untrained\n"
-        )
-
-
-def _component(system: System, name: str) -> Component:
-    return cast(Component, system.get_submodule(name))
-
-
-def build_dataset(recipe: Recipe, stage: str | None = None) -> Dataset:
-    """The recipe's data; for a stage that has data of its own, that.
-
-    Where a stage's data has a key `root` and does not set it, `data.root` is meant.
-    """
-    section, where = recipe.data, "data"
-    own = getattr(recipe.stages[stage].config, "data", None) if stage is not None else None
-    if own is not None:
-        section, where = own, f"stages.{stage}.data"
-        root = getattr(recipe.data.config, "root", None)
-        if root is not None and getattr(own.config, "root", root) is None:
-            section = attrs.evolve(own, config=attrs.evolve(own.config, root=root))
-    dataset: Dataset = build_component(section, recipe.seed, where)
-    return dataset
-
-
-def data_of(recipe: Recipe, stage: str, shared: Dataset) -> Dataset:
-    """What a stage works on: data of its own, or the recipe's, which all other stages share."""
-    own = getattr(recipe.stages[stage].config, "data", None)
-    return shared if own is None else build_dataset(recipe, stage)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that a recipe's `device` names; "auto" takes CUDA, else the CPU.
-
-    Apple's GPU must be named: not every operation that plugins use exists there yet.
-
-    Raises:
-        RunError: a device that this machine or this build of torch does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RunError(
-            f'device = "{name}": torch sees {torch.cuda.device_count()} CUDA devices here; use "auto" or "cpu"'
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise RunError(f'device = "{name}": torch sees no Apple GPU here; use "auto" or "cpu"')
-    return device
-
-
-def load(source: str | Path, overrides: Sequence[str] = ()) -> System:
-    """A system ready to predict, from a recipe's path or from a run folder (then with its trained weights).
-
-    Args:
-        source: `recipes/lila_tiny.toml`, or `runs/mine`.
-        overrides: as `--set` on the command line, for example `["heads.features.features=64"]`.
-    Raises:
-        FourdError: what is wrong and what to do.
-    """
-    from fourd_core.recipe import load_recipe
-    from fourd_core.run_folder import trained_weights
-
-    source = Path(source)
-    recipe = load_recipe(source / "recipe.toml" if source.is_dir() else source, overrides)
-    system = build_system(recipe)
-    if source.is_dir():
-        weights = trained_weights(source, recipe)
-        if weights is not None:
-            system.load_trained_state(read_state_dict(str(weights)), str(weights))
-    return system.to(pick_device(recipe.device))

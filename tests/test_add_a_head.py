@@ -21,9 +21,9 @@ import torch
 from helpers import ROOT
 from safetensors.torch import load_file
 
+from fourd_core.build import build_system
 from fourd_core.cli import main
 from fourd_core.recipe import load_recipe
-from fourd_core.system import build_system
 
 PAGE = (ROOT / "docs" / "add_a_head.md").read_text()
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)

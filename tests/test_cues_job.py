@@ -22,6 +22,7 @@ import zarr
 from cue_parts import RECIPE, calls, install, write_videos
 from helpers import Fourd
 
+from fourd_core.build import build_dataset, build_system
 from fourd_core.cues import CueStore, StoredCues, open_kept, sample_generator
 from fourd_core.cues.backlog import make_backlog
 from fourd_core.cues.packing import pack
@@ -32,7 +33,6 @@ from fourd_core.errors import FourdError, RunError
 from fourd_core.geometry.flow import flow_disagreement
 from fourd_core.media.writers import encode_png
 from fourd_core.recipe import Recipe, load_recipe
-from fourd_core.system import build_dataset, build_system
 
 
 @pytest.fixture

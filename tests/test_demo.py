@@ -12,8 +12,8 @@ import zarr
 from helpers import ROOT, Fourd, write_video
 from safetensors import safe_open
 
+from fourd_core.build import build_system
 from fourd_core.recipe import load_recipe
-from fourd_core.system import build_system
 
 FILES = sorted((ROOT / "plugins/weights_tiny/fourd_weights_tiny").glob("*.safetensors"))
 RECIPES = {"l4p_tiny": "l4p_tiny.toml", "lila_tiny": "lila_tiny_features.toml"}

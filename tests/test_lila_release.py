@@ -12,10 +12,10 @@ from fourd_lila.checkpoints import to_recipe
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fourd_core.build import build_system
 from fourd_core.data import Clip
 from fourd_core.errors import WeightsError
 from fourd_core.recipe import load_recipe, parse
-from fourd_core.system import build_system
 from fourd_core.weights.convert import for_recipe, licence_of
 
 ROOT = Path(__file__).parents[1]

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from weights_parts import FileServer
 
 import fourd_core as fourd
+from fourd_core.build import build_system
 from fourd_core.data import Clip
 from fourd_core.errors import RecipeError, RunError, WeightsError
 from fourd_core.provenance import new_record
 from fourd_core.recipe import load_recipe
-from fourd_core.system import System, build_system
+from fourd_core.system import System
 
 
 def random_clip(frames: int = 2) -> Clip:

@@ -10,11 +10,12 @@ from fourd_depth_anything.cue import DepthAnything
 from helpers import write_video
 from safetensors.torch import save_file
 
+from fourd_core.build import build_system
 from fourd_core.data import Clip
 from fourd_core.errors import RecipeError, WeightsError
 from fourd_core.recipe import parse
 from fourd_core.run import run_recipe
-from fourd_core.system import System, build_system
+from fourd_core.system import System
 
 RECIPE = """
 [data]

@@ -10,12 +10,12 @@ import torch
 from helpers import Fourd, with_lines
 from safetensors.torch import load_file
 
+from fourd_core.build import build_system
 from fourd_core.checkpoint import Checkpoint, optimizer_state, restore_optimizer, save_tensors
 from fourd_core.errors import WeightsError
 from fourd_core.jobs.optimisation import learning_rate
 from fourd_core.jobs.train import TrainConfig
 from fourd_core.recipe import ComponentConfig, load_recipe
-from fourd_core.system import build_system
 
 WEIGHTS = "train/weights.safetensors"
 

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from train_parts import drawn_frame, ended, forked, install, kill_after, logged_lines
 
+from fourd_core.build import build_dataset, load
 from fourd_core.cues import sample_generator
 from fourd_core.recipe import load_recipe
-from fourd_core.system import build_dataset, load
 
 WEIGHTS, BEST, CHECKPOINT = "train/weights.safetensors", "train/best.safetensors", "train/checkpoint.safetensors"
 WEIGHT = "heads.value.linear.weight"

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
+from fourd_core.build import build_component, build_dataset, build_system, pick_device
 from fourd_core.cues.kept import check_made_alike
 from fourd_core.cues.packing import Precision, pack
 from fourd_core.cues.plan import hash_of, keys_of
@@ -22,7 +23,7 @@ from fourd_core.errors import MediaError, RunError
 from fourd_core.interfaces import CueProvider, Dataset, Objective
 from fourd_core.precision import own_precision
 from fourd_core.recipe import Recipe, parse
-from fourd_core.system import NamedCues, build_component, build_dataset, build_system, pick_device
+from fourd_core.system import NamedCues
 
 
 @attrs.frozen(eq=False)

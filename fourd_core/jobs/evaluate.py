@@ -11,13 +11,13 @@ import attrs
 import torch
 from rich.table import Table
 
+from fourd_core.build import build_component
 from fourd_core.errors import RecipeError, RunError
 from fourd_core.files import write_json
 from fourd_core.interfaces import Metric, Result
 from fourd_core.jobs import Job
 from fourd_core.recipe import ComponentConfig, Location, component, components
 from fourd_core.run_folder import Run
-from fourd_core.system import build_component
 from fourd_core.tables import console_for
 
 RESULT_FILE = "result.json"

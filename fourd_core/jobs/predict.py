@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import attrs
 
+from fourd_core.build import load
 from fourd_core.data import Queries
 from fourd_core.errors import RecipeError, RunError
 from fourd_core.files import disk_errors
@@ -27,7 +28,6 @@ from fourd_core.recipe import Location
 from fourd_core.run_folder import Interrupted, Run
 from fourd_core.sinks import ArraySink
 from fourd_core.streaming import StreamConfig, check_windows, view_of, window_count, windows_done
-from fourd_core.system import load
 from fourd_core.upsampling.streaming import Upsampler
 from fourd_core.viewer.page import check_viser, page_path, write_viewer
 

@@ -15,13 +15,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from fourd_core.build import build_component
 from fourd_core.checkpoint import save_tensors
 from fourd_core.errors import RecipeError, RunError
 from fourd_core.interfaces import Dataset, Metric
 from fourd_core.randomness import seeded
 from fourd_core.recipe import ComponentConfig, Recipe
 from fourd_core.run_folder import Run
-from fourd_core.system import System, build_component
+from fourd_core.system import System
 
 BEST_FILE = "best.safetensors"
 """The weights with the highest score so far, in the stage's folder; its metadata has step and score."""

@@ -11,13 +11,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fourd_core import streaming
+from fourd_core.build import load
 from fourd_core.data import MapKind, Maps, Prediction, Predictions, Queries
 from fourd_core.errors import FourdError, RecipeError
 from fourd_core.interfaces import Head, Video
 from fourd_core.media.views import View, ViewConfig
 from fourd_core.recipe import Location
 from fourd_core.streaming import Finished, Position, StreamConfig, view_of
-from fourd_core.system import System, load
+from fourd_core.system import System
 from fourd_core.tiles import Shot, look
 from fourd_core.upsampling.guides import guide_rows
 from fourd_core.upsampling.in_context import Rows, upsample_by_rows

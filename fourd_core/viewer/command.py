@@ -7,6 +7,7 @@ import sys
 import webbrowser
 from pathlib import Path
 
+from fourd_core.build import build_dataset
 from fourd_core.errors import RunError
 from fourd_core.interfaces import Video
 from fourd_core.media.arrays import ArrayStore, stored_view
@@ -16,7 +17,6 @@ from fourd_core.recipe import Location, Recipe
 from fourd_core.recipe.schema import QueriesConfig
 from fourd_core.report.page import write_report
 from fourd_core.run_folder import read_recipe
-from fourd_core.system import build_dataset
 from fourd_core.viewer.page import check_viser, page_path, write_viewer
 
 

@@ -11,12 +11,12 @@ from typing import Any, overload
 import attrs
 import torch
 
+from fourd_core.build import build_component
 from fourd_core.errors import MediaError
 from fourd_core.interfaces import AnnotatedVideo, Dataset, Split, Video
 from fourd_core.media.dataset import VideoSlice
 from fourd_core.media.views import ViewConfig
 from fourd_core.recipe import ComponentConfig, Location, components
-from fourd_core.system import build_component
 from fourd_evals.annotated import root_here
 
 

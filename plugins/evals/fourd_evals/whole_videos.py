@@ -18,6 +18,7 @@ import attrs
 import torch
 from attrs.validators import ge, optional
 
+from fourd_core.build import build_component
 from fourd_core.errors import RecipeError
 from fourd_core.interfaces import AnnotatedVideo, Dataset, Head, Metric, Result, Split
 from fourd_core.media.views import ViewConfig
@@ -25,7 +26,7 @@ from fourd_core.placement import Pixels
 from fourd_core.progress import track
 from fourd_core.recipe import ComponentConfig, component
 from fourd_core.streaming import check_windows, stream_config, view_of
-from fourd_core.system import NamedModules, System, build_component
+from fourd_core.system import NamedModules, System
 from fourd_evals.known_texture import KnownTextures, knowing_system
 from fourd_evals.looks import FirstFrames, Look
 from fourd_evals.paper import NAME as PAPER_NAME

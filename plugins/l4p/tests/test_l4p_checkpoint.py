@@ -9,9 +9,10 @@ import pytest
 import torch
 from fourd_l4p.checkpoints import to_recipe
 
+from fourd_core.build import build_system
 from fourd_core.errors import WeightsError
 from fourd_core.recipe import load_recipe
-from fourd_core.system import System, build_system
+from fourd_core.system import System
 from fourd_core.weights.assets import find
 from fourd_core.weights.describe import has_signature
 

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from fourd_core.build import build_system
 from fourd_core.cli import main
 from fourd_core.data import Clip, Predictions, Queries
 from fourd_core.geometry import from_integer_centres, inverse
@@ -18,7 +19,7 @@ from fourd_core.interfaces import Head
 from fourd_core.recipe import load_recipe
 from fourd_core.stitching import Stitcher
 from fourd_core.streaming import windows
-from fourd_core.system import System, build_system
+from fourd_core.system import System
 from fourd_core.weights.convert import licence_of
 
 RECIPES = Path(__file__).parents[3] / "recipes"

@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import fourd_core as fourd
+from fourd_core.build import build_dataset, build_system
 from fourd_core.data import Clip, Predictions, Queries
 from fourd_core.errors import RecipeError, RunError
 from fourd_core.media.writers import write_png
 from fourd_core.recipe import Recipe, load_recipe
 from fourd_core.run import run_recipe
-from fourd_core.system import System, build_dataset, build_system
+from fourd_core.system import System
 from fourd_core.testing import example_clip
 
 RECIPES = Path(__file__).parents[3] / "recipes"
