@@ -192,7 +192,7 @@ class Kubric(AnnotatedSet):
     @classmethod
     def example(cls) -> Config:
         """Three scenes in memory."""
-        from fourd_evals.miniatures_training import kubric_raw_miniature
+        from fourd_evals.miniatures_kubric import kubric_raw_miniature
 
         return cls.Config(root=kubric_raw_miniature(), held_out=0.4)
 

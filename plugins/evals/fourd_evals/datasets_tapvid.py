@@ -95,7 +95,7 @@ class TAPVid(EvaluationSet):
     @classmethod
     def example(cls) -> Config:
         """Two tiny videos."""
-        from fourd_evals.miniatures_evaluation import tapvid_miniature
+        from fourd_evals.miniatures_tapvid import tapvid_miniature
 
         return cls.Config(root=Location(tapvid_miniature()), held_out=0.5)
 

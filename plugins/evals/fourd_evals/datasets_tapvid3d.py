@@ -124,7 +124,7 @@ class TAPVid3D(EvaluationSet):
     @classmethod
     def example(cls) -> Config:
         """Two tiny videos."""
-        from fourd_evals.miniatures_evaluation import tapvid3d_miniature
+        from fourd_evals.miniatures_tapvid import tapvid3d_miniature
 
         return cls.Config(root=Location(tapvid3d_miniature()), held_out=0.5)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fourd_evals import miniatures_evaluation as miniatures
+from fourd_evals import miniatures_tapvid as miniatures
 from fourd_evals.datasets_tapvid import TAPVid
 from fourd_evals.datasets_tapvid3d import TAPVid3D
 from fourd_evals.miniatures import in_memory

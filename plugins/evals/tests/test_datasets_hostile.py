@@ -14,7 +14,7 @@ import pytest
 from fourd_evals import arrays
 from fourd_evals.datasets_dynamic_replica import DynamicReplica
 from fourd_evals.miniatures import encoded, in_memory
-from fourd_evals.miniatures_evaluation import npz
+from fourd_evals.miniatures_tapvid import npz
 from fourd_evals.miniatures_training import dynamic_replica_files
 from fourd_evals.roots import Root
 from fourd_evals.scene import known_scene

@@ -13,15 +13,8 @@ from fourd_evals.datasets_kubric import Kubric
 from fourd_evals.datasets_point_odyssey import PointOdyssey
 from fourd_evals.datasets_tartanair import TartanAir
 from fourd_evals.miniatures import in_memory
-from fourd_evals.miniatures_training import (
-    cotracker_files,
-    dynamic_replica_files,
-    kubric_raw_files,
-    kubric_record_files,
-    point_odyssey_files,
-    points_of,
-    tartanair_files,
-)
+from fourd_evals.miniatures_kubric import cotracker_files, kubric_raw_files, kubric_record_files
+from fourd_evals.miniatures_training import dynamic_replica_files, point_odyssey_files, points_of, tartanair_files
 from fourd_evals.scene import Scene, known_scene
 from torch import Tensor
 

@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from fourd_evals import miniatures_kubric
 from fourd_evals import miniatures_training as miniatures
 from fourd_evals.annotated import AnnotatedSet, pinhole
 from fourd_evals.datasets_dynamic_replica import DynamicReplica
@@ -24,6 +25,7 @@ from fourd_evals.miniatures import encoded, in_memory
 from fourd_evals.rigid_scenes import moving, unhidden
 from fourd_evals.scene import known_scene, poses
 from fourd_evals.tfrecords import Example, record_places
+from PIL import Image
 
 from fourd_core.data import Cameras, Maps, Predictions, Tracks
 from fourd_core.errors import MediaError
@@ -90,7 +92,7 @@ def test_splits() -> None:
     easy = data_set(TartanAir, miniatures.tartanair_miniature(), levels=("Easy",), held_out=0)
     assert list(easy.videos("train").keys) == ["ocean/Easy/P000", "office/Easy/P000"]
     assert len(easy.videos("held_out")) == 0
-    records = data_set(Kubric, Location(in_memory("sets-records", miniatures.kubric_record_files())))
+    records = data_set(Kubric, Location(in_memory("sets-records", miniatures_kubric.kubric_record_files())))
     assert list(records.videos("held_out").keys) == ["movi_f-validation.tfrecord-00000-of-00001/0"]
     assert [key[-2:] for key in records.videos("train").keys] == ["/0", "/1", "/0"]
     replica = data_set(DynamicReplica, miniatures.dynamic_replica_miniature())
@@ -142,7 +144,7 @@ def test_axes_and_numbers_of_kubric(tmp_path: Path) -> None:
     codes = np.zeros((2, 4, 2), np.uint16)
     codes[..., 0] = 65535  # rows
     depth = io.BytesIO()
-    miniatures.Image.fromarray(np.full((2, 4), 5.0, np.float32)).save(depth, "TIFF")
+    Image.fromarray(np.full((2, 4), 5.0, np.float32)).save(depth, "TIFF")
     files = {
         "s/metadata.json": json.dumps(
             {"metadata": {"resolution": [4, 2]}, "camera": camera | still, "instances": []}
@@ -256,7 +258,7 @@ def test_records_by_hand() -> None:
     assert example.integers("n", 2).tolist() == example.integers("n", 3).tolist() == []
     assert example.floats("f").tolist() == [1.5]
     assert [bytes(item) for item in example.bytes_of("b")] == [b"one", b"2"]
-    file = io.BytesIO(miniatures.record(b"abc") + miniatures.record(data))
+    file = io.BytesIO(miniatures_kubric.record(b"abc") + miniatures_kubric.record(data))
     assert list(record_places(file)) == [(12, 3), (31, len(data))]
     with pytest.raises(ValueError, match=r"cut off"):
         list(record_places(io.BytesIO(file.getvalue()[:-1])))
@@ -264,7 +266,7 @@ def test_records_by_hand() -> None:
 
 def test_records_are_counted_or_stated(tmp_path: Path) -> None:
     """`dataset_info.json` says how many examples a file has, so that it need not be opened."""
-    files = miniatures.kubric_record_files()
+    files = miniatures_kubric.kubric_record_files()
     splits = [{"name": "train", "shardLengths": ["2", "1"]}, {"name": "validation", "shardLengths": ["5"]}]
     files["dataset_info.json"] = json.dumps({"splits": splits}).encode()
     data = data_set(Kubric, on_disk(tmp_path, files))
@@ -287,7 +289,7 @@ def test_another_folder(cls: type[Any], tmp_path: Path) -> None:
 
 def test_pickles_are_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither in CoTracker's export nor in DynamicReplica's trajectories."""
-    files = miniatures.cotracker_files(known_scene(frames=2), "0001")
+    files = miniatures_kubric.cotracker_files(known_scene(frames=2), "0001")
     files["0001/0001.npy"] = miniatures.malicious_npy()
     with pytest.raises(MediaError, match=r"0001.npy is a pickle of more than numbers"):
         first(Kubric, on_disk(tmp_path / "kubric", files))
@@ -318,7 +320,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     files["train/ani/anno.npz"] = files["train/ani/anno.npz"][:500]
     with pytest.raises(MediaError, match=r"anno.npz is not an archive of arrays"):
         first(PointOdyssey, on_disk(tmp_path / "odyssey", files))
-    files = miniatures.kubric_raw_files(scene, "7")
+    files = miniatures_kubric.kubric_raw_files(scene, "7")
     files["7/segmentation_00001.png"] = encoded(np.full((24, 32), 3, np.uint8))
     with pytest.raises(MediaError, match=r"frame 1 of .* names instance 3, and there are 2"):
         first(Kubric, on_disk(tmp_path / "kubric", files)).truth([1])
