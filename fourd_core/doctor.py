@@ -115,23 +115,15 @@ def _triton() -> Iterator[Line]:
         importlib.import_module("triton")
         yield Line("ok", "triton", found)
     elif torch.cuda.is_available():
-        yield Line("note", "triton", "not installed; nothing here uses it yet")
+        yield Line("note", "triton", "not installed, so that kernels run in their slower form; pip install triton")
     else:
         yield Line("note", "triton", f"{found or 'not installed'}; without an NVIDIA GPU it is not needed")
 
 
-def _xformers() -> Iterator[Line]:
-    """It warns at import where there is no CUDA, so it is imported only where it can be used."""
-    import torch
+def _attention() -> Iterator[Line]:
+    from fourd_core.kernels.attention import describe
 
-    found = _version("xformers")
-    if not torch.cuda.is_available():
-        yield Line("note", "xformers", f"{found or 'not installed'}; without an NVIDIA GPU it is not needed")
-    elif found is None:
-        yield Line("note", "xformers", "not installed; nothing here uses it yet, torch's own attention is used")
-    else:
-        importlib.import_module("xformers.ops")
-        yield Line("ok", "xformers", found)
+    yield Line("ok", "attention", describe())
 
 
 def _av() -> Iterator[Line]:
@@ -201,14 +193,14 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-OPTIONAL = ("triton", "xformers")
+OPTIONAL = ("triton",)
 EXAMINATIONS: tuple[tuple[Callable[[], Iterator[Line]], str], ...] = (
     (_python, "python"),
     (_libraries, "fourd-core"),
     (_torch, "torch"),
     (_cuda, "torch"),
     (_triton, "triton"),
-    (_xformers, "xformers"),
+    (_attention, "torch"),
     (_av, "av"),
     (_zarr, "zarr"),
     (_plugins, "fourd-core"),

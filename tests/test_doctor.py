@@ -36,13 +36,13 @@ def test_doctor_on_this_machine(tmp_path: Path) -> None:
     result = diagnosis(tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     found = lines(result.stdout)
-    assert {"python", "torch", "threads", "triton", "xformers", "PyAV", "zarr", "plugin", "cache"} <= found.keys()
+    assert {"python", "torch", "threads", "triton", "attention", "PyAV", "zarr", "plugin", "cache"} <= found.keys()
     assert found["torch"] == ("ok", torch.__version__)
     assert found["PyAV"][0] == "ok" and re.search(r"FFmpeg \d", found["PyAV"][1])
     assert found["cache"][1].startswith(str(tmp_path / "cache"))
     assert 'FOURD_PLUGINS="" limits them' in found["plugins"][1]
     if not torch.cuda.is_available():
-        assert found["xformers"][0] == "note" and "not needed" in found["xformers"][1]
+        assert found["attention"] == ("ok", "sdpa (torch's own); xformers is not used: there is no CUDA device")
 
 
 def test_requirements_are_told_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:

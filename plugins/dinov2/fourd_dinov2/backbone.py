@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fourd_core.data import Grid, TokenMap, Tokens
 from fourd_core.interfaces import Backbone, BackboneSpec, PretrainedWeights, TapSpec
+from fourd_core.kernels.attention import Backend, check_backend
 from fourd_core.recipe import Location
 from fourd_core.weights import load_weights, read_state_dict
 from fourd_dinov2.checkpoints import looks_like, to_official
@@ -64,13 +65,17 @@ class DinoV2(Backbone):
         """Apply the final LayerNorm to the tokens of every tap."""
         size: Size | None = None
         """A size of one's own instead of a published one."""
+        attention: Backend = "auto"
+        """Who computes attention: torch ("sdpa"), xformers (with CUDA only), or the faster of the two where that was
+        measured ("auto")."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         size = config.size or SIZES[config.variant]
+        check_backend(config.attention, size.embed_dim // size.heads)
         self.network = VisionTransformer(
-            size.embed_dim, size.depth, size.heads, size.image_size, size.ffn, config.registers
+            size.embed_dim, size.depth, size.heads, size.image_size, size.ffn, config.registers, config.attention
         )
         self.spec = BackboneSpec(
             taps=(TapSpec(size.embed_dim, (1, PATCH, PATCH)),) * size.depth,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fourd_core.kernels.attention import attention
+from fourd_core.kernels.attention import Backend, attention
 
 PATCH = 14
 REGISTERS = 4
@@ -49,16 +49,16 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention; the rows of `qkv` are packed [q; k; v], heads outermost inside each."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, backend: Backend) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.backend = heads, backend
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         """Every token's mixture of all tokens."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed: Tensor = self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed: Tensor = self.proj(attention(q, k, v, backend=self.backend).transpose(1, 2).flatten(2))
         return mixed
 
 
@@ -107,10 +107,10 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block with layer scale on both branches."""
 
-    def __init__(self, dim: int, heads: int, ffn: FeedForward) -> None:
+    def __init__(self, dim: int, heads: int, ffn: FeedForward, backend: Backend) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = Attention(dim, heads)
+        self.attn = Attention(dim, heads, backend)
         self.ls1 = LayerScale(dim)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = SwiGLU(dim) if ffn == "swiglu" else Mlp(dim)
@@ -127,7 +127,14 @@ class VisionTransformer(nn.Module):
     """The network alone: normalised images in, tokens of the asked blocks out; keys as in the official files."""
 
     def __init__(
-        self, dim: int, depth: int, heads: int, image_size: int = 518, ffn: FeedForward = "mlp", registers: bool = False
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        image_size: int = 518,
+        ffn: FeedForward = "mlp",
+        registers: bool = False,
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         self.side = image_size // PATCH
@@ -136,7 +143,7 @@ class VisionTransformer(nn.Module):
         self.register_tokens = nn.Parameter(torch.zeros(1, REGISTERS, dim)) if registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, dim))  # for pre-training only, but every official file has it
         self.patch_embed = PatchEmbed(dim)
-        self.blocks = nn.ModuleList([Block(dim, heads, ffn) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Block(dim, heads, ffn, backend) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self._initialise()
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fourd_core.data import Grid, TokenMap, Tokens
 from fourd_core.interfaces import Backbone, BackboneSpec, PretrainedWeights, TapSpec
+from fourd_core.kernels.attention import Backend, check_backend
 from fourd_core.recipe import Location
 from fourd_core.weights import load_weights, read_state_dict
 from fourd_videomae.checkpoints import looks_like, to_official
@@ -39,12 +40,16 @@ class VideoMAE(Backbone):
         """Save memory in training: keep only the blocks' inputs and compute the rest again for the gradients."""
         size: Size | None = None
         """A size of one's own instead of a published one."""
+        attention: Backend = "auto"
+        """Who computes attention: torch ("sdpa"), xformers (with CUDA only), or the faster of the two where that was
+        measured ("auto")."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         size = config.size or SIZES[config.variant]
-        self.network = VisionTransformer(size, config.checkpointing)
+        check_backend(config.attention, size.embed_dim // size.heads)
+        self.network = VisionTransformer(size, config.checkpointing, config.attention)
         self.spec = BackboneSpec(
             taps=(TapSpec(size.embed_dim, size.patch),) * (size.depth + 1),
             multiple=size.patch,

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fourd_core.kernels.attention import attention
+from fourd_core.kernels.attention import Backend, attention
 from fourd_videomae.sizes import Size
 
 NORM_EPS = 1e-6
@@ -56,9 +56,9 @@ class Attention(nn.Module):
     Queries and values have a bias and keys have none: the softmax would not see it.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, backend: Backend) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.backend = heads, backend
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
@@ -69,7 +69,7 @@ class Attention(nn.Module):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed: Tensor = self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed: Tensor = self.proj(attention(q, k, v, backend=self.backend).transpose(1, 2).flatten(2))
         return mixed
 
 
@@ -90,10 +90,10 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block without layer scale."""
 
-    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, backend: Backend) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = Attention(dim, heads)
+        self.attn = Attention(dim, heads, backend)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, hidden)
 
@@ -109,14 +109,17 @@ class VisionTransformer(nn.Module):
 
     Args:
         checkpointing: keep only the blocks' inputs for the backward pass and compute the rest again.
+        backend: who computes attention.
     """
 
-    def __init__(self, size: Size, checkpointing: bool = False) -> None:
+    def __init__(self, size: Size, checkpointing: bool = False, backend: Backend = "auto") -> None:
         super().__init__()
         self.checkpointing = checkpointing
         self.size = size
         self.patch_embed = PatchEmbed(size.embed_dim, size.patch)
-        self.blocks = nn.ModuleList([Block(size.embed_dim, size.heads, size.mlp_dim) for _ in range(size.depth)])
+        self.blocks = nn.ModuleList(
+            [Block(size.embed_dim, size.heads, size.mlp_dim, backend) for _ in range(size.depth)]
+        )
         self.norm = nn.LayerNorm(size.embed_dim, eps=NORM_EPS)
         # Neither parameter nor buffer: it is in no checkpoint, and must stay float32 in a network of another precision.
         self._table = sinusoid_table(0, size.embed_dim)
