@@ -16,6 +16,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fourd_core.geometry.numerics import at_least_single, draw, wide
+from fourd_core.rewrites import Rewrite
+
+FIVE_SUMS = Rewrite(
+    "scale and shift from five sums",
+    saves="6.8 of 11.3 ms for 8 frames of 224 x 224 pixels on one CPU core, and a matrix of two columns.",
+)
 
 HYPOTHESES = 128
 """Pairs of points: at 50 % outliers one of them is clean but for a chance of 1e-16."""
@@ -127,6 +133,11 @@ def _flat(
 
 def _least_squares(x: Float[Tensor, "b n"], y: Float[Tensor, "b n"], w: Float[Tensor, "b n"]) -> Affine:
     """The 2x2 normal equations, on centred numbers so that they are diagonal; sums in float64."""
+    if not FIVE_SUMS.on:  # which has no answer for a source that is the same everywhere
+        root = w.to(wide(w)).sqrt()[..., None]
+        rows = torch.stack([x, torch.ones_like(x)], -1)
+        scale, shift = torch.linalg.lstsq(root * rows, root * y[..., None]).solution[..., 0].unbind(-1)
+        return Affine(scale.to(x.dtype), shift.to(x.dtype))
     total = w.sum(-1, dtype=wide(w))
     total = torch.where(total > 0, total, 1.0)
     x_mean, y_mean = ((w * values).sum(-1, dtype=wide(w)) / total for values in (x, y))

@@ -13,6 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fourd_core.geometry.numerics import at_least_single
+from fourd_core.rewrites import Rewrite
+
+SAMPLED_ONLY = Rewrite(
+    "points of the sampled pixels",
+    saves="2.0 of 3.0 ms on one CPU core and 9 tenths of the memory for a tenth of three frames of 224 x 224 pixels.",
+)
 
 Size = tuple[int, int]
 
@@ -165,6 +171,8 @@ def sampled_points(
     Args:
         index: into the pixels in row-major `(t, h, w)` order.
     """
+    if not SAMPLED_ONLY.on:
+        return point_maps(depth, intrinsics, world_from_cam).flatten(1, 3)[:, index]
     _, _, h, w = depth.shape
     frame, row, column = index // (h * w), index // w % h, index % w
     xy = torch.stack([column, row], -1).to(at_least_single(depth)) + 0.5

@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fourd_core.rewrites import Rewrite
+
+ALL_ROTATIONS = Rewrite("rotations of all frames at once", saves="3.3 of 3.6 ms for 16 frames on one CPU core.")
+
 
 def wide(tensor: Tensor) -> torch.dtype:
     """The dtype for long sums and small systems: float64, or float32 on a device that has no float64."""
@@ -43,6 +47,8 @@ def closest_rotation(matrix: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]
     R has one. So R is taken from it without a gradient, and a Newton step, whose value is zero, brings the gradient.
     Source: Umeyama, Least-squares estimation of transformation parameters (PAMI 1991), lemma.
     """
+    if not ALL_ROTATIONS.on and matrix.ndim > 2 and matrix.numel():
+        return torch.stack([closest_rotation(one) for one in matrix.reshape(-1, 3, 3)]).reshape(matrix.shape)
     with torch.no_grad():
         finite = matrix.nan_to_num(0.0, 0.0, 0.0)  # the decomposition would raise; NaN comes back with the step
         u, _, vh = torch.linalg.svd(finite)

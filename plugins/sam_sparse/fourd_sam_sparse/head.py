@@ -8,13 +8,16 @@ from typing import Any
 
 import attrs
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fourd_core.data import Clip, Queries, Tokens, Tracks
+from fourd_core.geometry import pixel_centres
 from fourd_core.interfaces import BackboneSpec, Direction, Head, PretrainedWeights
 from fourd_core.recipe import Location
+from fourd_core.rewrites import Rewrite
 from fourd_core.stitching import WhereLive
 from fourd_sam_sparse.checkpoints import load_part, pretrained
 from fourd_sam_sparse.mask_decoder import MASKS, MaskDecoder, Shared, at_a_time, in_parts
@@ -22,6 +25,8 @@ from fourd_sam_sparse.prompts import FOUND, NAMED, PROMPTS, PromptEncoder
 from fourd_sam_sparse.readout import enlarged_mean, expected_position
 from fourd_sam_sparse.two_way import DEPTH
 from fourd_sam_sparse.written import LowRank
+
+SMALL_MAPS = Rewrite("readout of the small maps", saves="12 MB written for each point and window.")
 
 RECALLED = ("feature", "handed", "scale", "columns", "rows", "base")
 """What a memory may say of each query: the track's `feature` (`b n c`), whether there is one (`b n`), and the history
@@ -156,9 +161,13 @@ class SamTrack(Head):
         """Position, visibility's logit, logarithm of the depth, the track's feature, and what was written."""
         prompts = self.prompt_encoder(places, labels, feature, handed)
         maps, feature, written = self.mask_decoder(prompts, LowRank(scale, columns, rows), shared)
-        logit, log_depth = enlarged_mean(maps[:, 1:], size).unbind(1)
+        if SMALL_MAPS.on:
+            xy, means = expected_position(maps[:, 0], size), enlarged_mean(maps[:, 1:], size)
+        else:
+            xy, means = _of_enlarged_maps(maps, size)
+        logit, log_depth = means.unbind(1)
         return (
-            expected_position(maps[:, 0], size),
+            xy,
             logit,
             log_depth,
             feature,
@@ -197,6 +206,16 @@ class SamTrack(Head):
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Parts as one; a single one is not copied, for it may be large."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _of_enlarged_maps(
+    maps: Float[Tensor, "n 3 t y x"], size: tuple[int, int]
+) -> tuple[Float[Tensor, "n t 2"], Float[Tensor, "n 2 t"]]:
+    """The expected position under the first map's softmax and the means of the others, all of them enlarged."""
+    enlarged = F.interpolate(maps, (maps.shape[2], *size), mode="trilinear", align_corners=False)
+    likely = enlarged[:, 0].flatten(2).softmax(-1).unflatten(-1, size)
+    centres = pixel_centres(size, like=likely).to(likely)
+    return (likely[..., None] * centres).sum((-3, -2)), enlarged[:, 1:].mean((-2, -1))
 
 
 def _labels(queries: Queries) -> Int[Tensor, "b n"]:

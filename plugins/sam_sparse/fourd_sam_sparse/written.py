@@ -34,6 +34,13 @@ class Written:
     moments: Float[Tensor, "n l 2 p"]
     norms: Float[Tensor, "l 2 c"]
 
+    def on(self, base: Float[Tensor, "n p c"]) -> Float[Tensor, "n p c"]:
+        """The written tokens themselves."""
+        for layer, (gain, shift) in enumerate(self.norms):
+            mean, inverse = self.moments[:, layer].mT.split(1, -1)
+            base = (base + self.mixing[:, layer].mT @ self.values[:, layer] - mean) * inverse * gain + shift
+        return base
+
     def linear(self, weight: Float[Tensor, "c d"], bias: Float[Tensor, " d"]) -> LowRank:
         """`written @ weight + bias`, on the base behind `self.through(weight, norms)`.
 
