@@ -16,13 +16,13 @@ from torch.utils.checkpoint import checkpoint
 from fourd_core.data import Clip, Queries, Tokens, Tracks
 from fourd_core.geometry import pixel_centres
 from fourd_core.interfaces import BackboneSpec, Direction, Head, PretrainedWeights
+from fourd_core.kernels.map_readout import enlarged_mean, expected_position
 from fourd_core.recipe import Location
 from fourd_core.rewrites import Rewrite
 from fourd_core.stitching import WhereLive
 from fourd_sam_sparse.checkpoints import load_part, pretrained
 from fourd_sam_sparse.mask_decoder import MASKS, MaskDecoder, Shared, at_a_time, in_parts
 from fourd_sam_sparse.prompts import FOUND, NAMED, PROMPTS, PromptEncoder
-from fourd_sam_sparse.readout import enlarged_mean, expected_position
 from fourd_sam_sparse.two_way import DEPTH
 from fourd_sam_sparse.written import LowRank
 

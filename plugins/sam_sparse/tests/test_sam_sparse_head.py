@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from fourd_sam_sparse import mask_decoder
 from fourd_sam_sparse.head import SamTrack
 from fourd_sam_sparse.memory import TrackMemory
-from fourd_sam_sparse.readout import enlarged_mean, expected_position
 from fourd_sam_sparse.two_way import Attention
 from fourd_sam_sparse.written import LOW_RANK
 from torch import Tensor
 
 from fourd_core.data import Clip, Queries, Tracks
 from fourd_core.interfaces import BackboneSpec, TapSpec
+from fourd_core.kernels.map_readout import enlarged_mean, expected_position
 from fourd_core.testing import check_component
 
 Build = Callable[[Any, SamTrack, TrackMemory], Any]

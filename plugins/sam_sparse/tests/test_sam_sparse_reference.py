@@ -14,13 +14,13 @@ import torch
 from fourd_sam_sparse.head import SamTrack
 from fourd_sam_sparse.memory import TrackMemory
 from fourd_sam_sparse.prompts import PromptEncoder
-from fourd_sam_sparse.readout import enlarged_mean, expected_position
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fourd_core.data import Grid
 from fourd_core.errors import WeightsError
 from fourd_core.interfaces import BackboneSpec, TapSpec
+from fourd_core.kernels.map_readout import enlarged_mean, expected_position
 from fourd_core.recipe import Location
 
 DATA = Path(__file__).parent / "data"
