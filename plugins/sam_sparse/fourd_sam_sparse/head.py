@@ -26,7 +26,7 @@ from fourd_sam_sparse.prompts import FOUND, NAMED, PROMPTS, PromptEncoder
 from fourd_sam_sparse.two_way import DEPTH
 from fourd_sam_sparse.written import LowRank
 
-SMALL_MAPS = Rewrite("readout of the small maps", saves="12 MB written for each point and window.")
+SMALL_MAPS = Rewrite("readout of the small maps", saves="19 MB of memory for each point that goes through together.")
 
 RECALLED = ("feature", "handed", "scale", "columns", "rows", "base")
 """What a memory may say of each query: the track's `feature` (`b n c`), whether there is one (`b n`), and the history
@@ -161,20 +161,8 @@ class SamTrack(Head):
         """Position, visibility's logit, logarithm of the depth, the track's feature, and what was written."""
         prompts = self.prompt_encoder(places, labels, feature, handed)
         maps, feature, written = self.mask_decoder(prompts, LowRank(scale, columns, rows), shared)
-        if SMALL_MAPS.on:
-            xy, means = expected_position(maps[:, 0], size), enlarged_mean(maps[:, 1:], size)
-        else:
-            xy, means = _of_enlarged_maps(maps, size)
-        logit, log_depth = means.unbind(1)
-        return (
-            xy,
-            logit,
-            log_depth,
-            feature,
-            written.mixing,
-            written.values,
-            written.moments,
-        )
+        xy, logit, log_depth = read_out(maps, size)
+        return xy, logit, log_depth, feature, written.mixing, written.values, written.moments
 
     def _recomputed(self, *arguments: Any) -> tuple[Tensor, ...]:
         """`_chunk`, of which only the arguments are kept for the gradients."""
@@ -208,14 +196,16 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _of_enlarged_maps(
+def read_out(
     maps: Float[Tensor, "n 3 t y x"], size: tuple[int, int]
-) -> tuple[Float[Tensor, "n t 2"], Float[Tensor, "n 2 t"]]:
-    """The expected position under the first map's softmax and the means of the others, all of them enlarged."""
+) -> tuple[Float[Tensor, "n t 2"], Float[Tensor, "n t"], Float[Tensor, "n t"]]:
+    """Of the maps enlarged to `size` the first one's expected position and the others' means."""
+    if SMALL_MAPS.on:
+        return expected_position(maps[:, 0], size), *enlarged_mean(maps[:, 1:], size).unbind(1)
     enlarged = F.interpolate(maps, (maps.shape[2], *size), mode="trilinear", align_corners=False)
-    likely = enlarged[:, 0].flatten(2).softmax(-1).unflatten(-1, size)
-    centres = pixel_centres(size, like=likely).to(likely)
-    return (likely[..., None] * centres).sum((-3, -2)), enlarged[:, 1:].mean((-2, -1))
+    likely = enlarged[:, 0].flatten(2).softmax(-1).unflatten(-1, size)[..., None]
+    xy = (likely * pixel_centres(size, like=likely).to(likely)).sum((-3, -2))
+    return xy, *enlarged[:, 1:].mean((-2, -1)).unbind(1)
 
 
 def _labels(queries: Queries) -> Int[Tensor, "b n"]:
