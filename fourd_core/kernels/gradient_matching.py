@@ -62,6 +62,14 @@ def gradient_matching(
     return loss
 
 
+class Terms(NamedTuple):
+    """The arguments of `matching` that say what the loss is."""
+
+    sigma: float
+    form: GradientForm
+    edge_weight: float
+
+
 class Matching(NamedTuple):
     """Both losses and their sum; only the sum carries a gradient."""
 
@@ -100,7 +108,8 @@ def matching(
         loss, l1, edge, _ = in_one_read(prediction, target, valid, sigma, form, edge_weight, differentiate)
         return Matching(loss, l1.detach(), edge.detach())
     if in_cache(prediction) and prediction.numel():
-        return Matching(*_InPieces.apply(prediction, target, valid, sigma, form, edge_weight, differentiate))
+        terms = Terms(sigma, form, edge_weight)
+        return Matching(*_InPieces.apply(prediction, target, valid, terms, differentiate))  # type: ignore[no-untyped-call]
     return _as_defined(prediction, target, valid, sigma, form, edge_weight)
 
 
@@ -148,14 +157,11 @@ class Pieces:
         dtype: of predictions and gradients.
     """
 
-    def __init__(
-        self, counts: tuple[int, int, int], dtype: torch.dtype, sigma: float, form: GradientForm, edge_weight: float
-    ) -> None:
-        self.counts = [max(count, 1) for count in counts]
-        self.sigma, self.form, self.edge_weight = sigma, form, edge_weight
+    def __init__(self, counts: tuple[int, int, int], dtype: torch.dtype, terms: Terms) -> None:
+        self.counts, self.terms = [max(count, 1) for count in counts], terms
         self.sums = [0.0, 0.0, 0.0]
-        # Nine arrays of a piece, 262 kB per thread each in float32, stay in the second or third level of cache; in smaller
-        # pieces the calls would take longer than the work.
+        # Nine arrays of a piece, 262 kB per thread each in float32, stay in the second or third level of cache; with
+        # smaller pieces the calls would take longer than the work.
         self.size = PIECE * torch.get_num_threads()
         self.zero, self.one = torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype)
         self.work = torch.empty(7, 0, dtype=dtype)
@@ -163,8 +169,8 @@ class Pieces:
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """The losses as `Matching` has them, of all pieces so far."""
         l1, x, y = (total / count for total, count in zip(self.sums, self.counts, strict=True))
-        loss, l1, edge = (self.zero.new_tensor(v) for v in (l1 + self.edge_weight * (x + y), l1, x + y))
-        return loss, l1, edge
+        loss = l1 + self.terms.edge_weight * (x + y)
+        return self.zero.new_tensor(loss), self.zero.new_tensor(l1), self.zero.new_tensor(x + y)
 
     def add(
         self,
@@ -225,18 +231,18 @@ class Pieces:
         torch.sub(p[distance:], p[:pairs], out=step)
         torch.sub(wanted[distance:], wanted[:pairs], out=target_step).mul_(both[:pairs])
         torch.abs(target_step, out=weight)
-        if self.form == "absolute":
+        if self.terms.form == "absolute":
             torch.abs(step, out=difference).sub_(weight)
         else:
             torch.sub(step, target_step, out=difference)
         # 1 - exp(-|step| / sigma), which is 0 at masked pairs, for their step is 0.
-        torch.sub(self.one, weight.mul_(-1 / self.sigma).exp_(), out=weight)
+        torch.sub(self.one, weight.mul_(-1 / self.terms.sigma).exp_(), out=weight)
         pull = torch.sgn(difference, out=target_step).mul_(weight)
         self.sums[which] += float(torch.dot(pull, difference))
         if dp is not None:
-            if self.form == "absolute":
+            if self.terms.form == "absolute":
                 pull.mul_(step.sgn_())
-            scale = self.edge_weight / self.counts[which]
+            scale = self.terms.edge_weight / self.counts[which]
             dp[distance:].add_(pull, alpha=scale)
             dp[:pairs].sub_(pull, alpha=scale)
 
@@ -244,18 +250,11 @@ class Pieces:
 class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        prediction: Tensor,
-        target: Tensor,
-        valid: Tensor,
-        sigma: float,
-        form: GradientForm,
-        edge_weight: float,
-        differentiate: bool,
+        ctx: Any, prediction: Tensor, target: Tensor, valid: Tensor, terms: Terms, differentiate: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         accurate = torch.promote_types(prediction.dtype, torch.float32)
         h, w = prediction.shape[-2:]
-        pieces = Pieces(count(valid), accurate, sigma, form, edge_weight)
+        pieces = Pieces(count(valid), accurate, terms)
         gradient = torch.empty(prediction.shape, dtype=accurate) if differentiate else None
         # Whole planes, as many as make a piece; of a plane that is larger, some rows.
         channels, rows = max(1, pieces.size // max(h * w, 1)), h if h * w <= pieces.size else max(1, pieces.size // w)
@@ -279,4 +278,4 @@ class _InPieces(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         # Most losses are differentiated as they are, and a copy of the gradient costs as much as a tenth of making it.
         scaled = gradient if incoming == 1 else gradient * incoming.to(gradient.dtype)
-        return scaled, None, None, None, None, None, None
+        return scaled, None, None, None, None

@@ -20,6 +20,7 @@ from fourd_core.kernels.gradient_matching import (
     GradientForm,
     Matching,
     Pieces,
+    Terms,
     count,
     in_cache,
     matching,
@@ -65,7 +66,8 @@ def linear_matching(
     if not (in_cache(features) or by_triton(features, readout, target, valid)) or torch.compiler.is_compiling():
         return matching(apply_readout(features, readout), target, valid, sigma, form, edge_weight)
     needed = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (features, readout))
-    return Matching(*_LinearMatching.apply(features, readout, target, valid, sigma, form, edge_weight, needed))
+    terms = Terms(sigma, form, edge_weight)
+    return Matching(*_LinearMatching.apply(features, readout, target, valid, terms, needed))  # type: ignore[no-untyped-call]
 
 
 def apply_readout(
@@ -75,7 +77,8 @@ def apply_readout(
     accurate = torch.promote_types(features.dtype, torch.float32)
     with own_precision(features.device):
         weight, bias = readout.to(accurate).mT.split((features.shape[1], 1), dim=-1)
-        return torch.baddbmm(bias, weight, features.to(accurate).flatten(2)).unflatten(2, features.shape[-2:])
+        prediction: Tensor = torch.baddbmm(bias, weight, features.to(accurate).flatten(2))
+        return prediction.view(*prediction.shape[:2], *features.shape[2:])
 
 
 class _LinearMatching(torch.autograd.Function):
@@ -86,14 +89,12 @@ class _LinearMatching(torch.autograd.Function):
         readout: Tensor,
         target: Tensor,
         valid: Tensor,
-        sigma: float,
-        form: GradientForm,
-        edge_weight: float,
+        terms: Terms,
         needed: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
         walk = _by_chunks if by_triton(features, readout, target, valid) else _by_bands
         with own_precision(features.device):
-            losses, ctx.gradients = walk(features, readout, target, valid, sigma, form, edge_weight, needed)
+            losses, ctx.gradients = walk(features, readout, target, valid, terms, needed)
         ctx.mark_non_differentiable(*losses[1:])
         return losses
 
@@ -107,7 +108,7 @@ class _LinearMatching(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         features, readout = (None if gradient is None else _scaled(gradient, incoming) for gradient in gradients)
-        return features, readout, None, None, None, None, None, None
+        return features, readout, None, None, None, None
 
 
 def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
@@ -125,22 +126,21 @@ def _by_bands(
     readout: Tensor,
     target: Tensor,
     valid: Tensor,
-    sigma: float,
-    form: GradientForm,
-    edge_weight: float,
+    terms: Terms,
     needed: tuple[bool, bool],
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Gradients]:
     """On the CPU, some rows of a sample at a time; the row below them is predicted for its neighbours' sake."""
     b, d, h, w = features.shape
     k = readout.shape[2]
     accurate = torch.promote_types(features.dtype, torch.float32)
-    pieces = Pieces(count(valid), accurate, sigma, form, edge_weight)
+    pieces = Pieces(count(valid), accurate, terms)
     rows = min(h, max(4, BAND // max(max(d, k) * w, 1)))
-    predictions, pulls = torch.zeros(2, k * (rows + 1) * w, dtype=accurate)
+    predictions, pulls = torch.empty(2, k * (rows + 1) * w, dtype=accurate)
     of_features = torch.empty_like(features, memory_format=torch.contiguous_format) if needed[0] else None
     of_readout = torch.zeros(b, k, d + 1, dtype=accurate) if needed[1] else None
     for i in range(b):
-        pixels, weight, bias = features[i].flatten(1), *readout[i].mT.to(accurate).split((d, 1), dim=1)
+        pixels = features[i].flatten(1)
+        weight, bias = readout[i].mT.to(accurate).split((d, 1), dim=1)
         pull = pulls[: k * w].view(k, 1, w).zero_()
         for y in range(0, h, rows):
             end = min(y + rows + 1, h)
@@ -168,9 +168,7 @@ def _by_chunks(
     readout: Tensor,
     target: Tensor,
     valid: Tensor,
-    sigma: float,
-    form: GradientForm,
-    edge_weight: float,
+    terms: Terms,
     needed: tuple[bool, bool],
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Gradients]:
     """On a GPU, some samples at a time."""
@@ -179,7 +177,7 @@ def _by_chunks(
     b, d, h, w = features.shape
     k = readout.shape[2]
     accurate = torch.promote_types(features.dtype, torch.float32)
-    sums = Sums(valid, accurate, sigma, form, edge_weight)
+    sums = Sums(valid, accurate, terms)
     together = max(1, CHUNK_BYTES // max(k * h * w * accurate.itemsize, 1))
     weight, bias = readout[:, :d].mT.to(accurate).contiguous(), readout[:, d].to(accurate).contiguous()
     of_features = torch.empty_like(features, memory_format=torch.contiguous_format) if needed[0] else None
@@ -190,9 +188,9 @@ def _by_chunks(
         prediction = torch.bmm(weight[part], x).unflatten(2, (h, w))
         slope = torch.empty_like(prediction) if any(needed) else None
         sums.add(prediction, target[part], valid[part], bias[part], slope, first * k)
-        if of_features is not None:
+        if slope is not None and of_features is not None:
             _product(weight[part].mT, slope.flatten(2), out=of_features[part].flatten(2))
-        if of_readout is not None:
+        if slope is not None and of_readout is not None:
             of_readout[part, :, :d] = torch.bmm(slope.flatten(2), x.mT)
     if of_readout is not None:
         of_readout[:, :, d] = sums.of_bias().view(b, k)

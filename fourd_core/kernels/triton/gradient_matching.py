@@ -5,16 +5,20 @@ row's pair with the one above; the pair with the left neighbour is computed twic
 Every program writes its sums to a place of its own, and these are added up in a fixed order: results repeat exactly.
 """
 
+# ruff: noqa: N803
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
+
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fourd_core.kernels.gradient_matching import GradientForm, Terms
 from fourd_core.kernels.triton.compiled import Shipped
 
 ROWS = 16
@@ -23,12 +27,7 @@ SCALE_BLOCK = 4096
 
 
 @triton.jit
-def _sign(x):  # type: ignore[no-untyped-def]
-    return tl.where(x > 0, 1.0, 0.0) - tl.where(x < 0, 1.0, 0.0)
-
-
-@triton.jit
-def _read(prediction, target, valid, mask, ACC: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _read(prediction, target, valid, mask, ACC: tl.constexpr):
     """Prediction, target (0 where not valid) and whether it is valid; outside the mask it is not."""
     v = tl.load(valid, mask=mask, other=0) != 0
     p = tl.load(prediction, mask=mask, other=0.0).to(ACC)
@@ -37,7 +36,7 @@ def _read(prediction, target, valid, mask, ACC: tl.constexpr):  # type: ignore[n
 
 
 @triton.jit
-def _pair(p0, g0, v0, p1, g1, v1, inverse_sigma, ABSOLUTE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _pair(p0, g0, v0, p1, g1, v1, inverse_sigma, ABSOLUTE: tl.constexpr):
     """The weighted difference of two neighbours' steps, and its derivative by the second one's prediction."""
     step = p1 - p0
     wanted = g1 - g0
@@ -45,18 +44,19 @@ def _pair(p0, g0, v0, p1, g1, v1, inverse_sigma, ABSOLUTE: tl.constexpr):  # typ
     weight = tl.where(v0 & v1, 1.0 - tl.exp(-size * inverse_sigma), 0.0)
     if ABSOLUTE:
         difference = tl.abs(step) - size
-        pull = _sign(difference) * _sign(step)
     else:
         difference = step - wanted
-        pull = _sign(difference)
-    return weight * tl.abs(difference), weight * pull
+    pull = tl.where(difference > 0, weight, tl.where(difference < 0, -weight, 0.0))
+    if ABSOLUTE:
+        pull = tl.where(step > 0, pull, tl.where(step < 0, -pull, 0.0))
+    return weight * tl.abs(difference), pull
 
 
 @triton.jit
-def _matching_kernel(  # type: ignore[no-untyped-def]
-    prediction, target, valid, bias, factors, gradient, sums, C, H, W,  # noqa: N803
+def _matching_kernel(
+    prediction, target, valid, bias, factors, gradient, sums, C, H, W,
     target_b, target_c, target_y, target_x, valid_b, valid_c, valid_y, valid_x,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, ABSOLUTE: tl.constexpr, GRADIENT: tl.constexpr, ACC: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, ABSOLUTE: tl.constexpr, GRADIENT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """sums (programs, 4): L1, pairs along x, pairs along y, gradient; factors (4): of the sums, and 1 / sigma."""
     program = tl.program_id(0)
@@ -81,10 +81,10 @@ def _matching_kernel(  # type: ignore[no-untyped-def]
     up = tl.zeros((BLOCK,), dtype=ACC)
     p, g, v = _read(prediction, target, valid, inside, ACC)
     if GRADIENT:
-        pa, ga, va = _read(prediction - W, target - target_y, valid - valid_y, inside & (y0 > 0), ACC)
+        pa, ga, va = _read(prediction - W, target - target_y, valid - valid_y, x < tl.where(y0 > 0, W, 0), ACC)
         _, up = _pair(pa, ga, va, p, g, v, inverse_sigma, ABSOLUTE)
     for y in range(y0, tl.minimum(y0 + ROWS, H)):
-        pb, gb, vb = _read(prediction + W, target + target_y, valid + valid_y, inside & (y + 1 < H), ACC)
+        pb, gb, vb = _read(prediction + W, target + target_y, valid + valid_y, x < tl.where(y + 1 < H, W, 0), ACC)
         of_y, down = _pair(p, g, v, pb, gb, vb, inverse_sigma, ABSOLUTE)
         pr, gr, vr = _read(prediction + 1, target + target_x, valid + valid_x, x + 1 < W, ACC)
         of_x, right = _pair(p, g, v, pr, gr, vr, inverse_sigma, ABSOLUTE)
@@ -95,7 +95,8 @@ def _matching_kernel(  # type: ignore[no-untyped-def]
         if GRADIENT:
             pl, gl, vl = _read(prediction - 1, target - target_x, valid - valid_x, inside & (x > 0), ACC)
             _, left = _pair(pl, gl, vl, p, g, v, inverse_sigma, ABSOLUTE)
-            slope = l1_factor * tl.where(v, _sign(error), 0.0) + x_factor * (left - right) + y_factor * (up - down)
+            sign = tl.where(error > 0, l1_factor, tl.where(error < 0, -l1_factor, 0.0))
+            slope = tl.where(v, sign, 0.0) + x_factor * (left - right) + y_factor * (up - down)
             tl.store(gradient, slope.to(gradient.dtype.element_ty), mask=inside)
             total += slope
             up = down
@@ -112,8 +113,8 @@ def _matching_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _count_kernel(  # type: ignore[no-untyped-def]
-    valid, counts, C, H, W, valid_b, valid_c, valid_y, valid_x, BLOCK: tl.constexpr, ROWS: tl.constexpr  # noqa: N803
+def _count_kernel(
+    valid, counts, C, H, W, valid_b, valid_c, valid_y, valid_x, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
     """counts (programs, 4): valid numbers, pairs along x, pairs along y; the fourth stays as it is."""
     program = tl.program_id(0)
@@ -129,7 +130,7 @@ def _count_kernel(  # type: ignore[no-untyped-def]
     for y in range(y0, tl.minimum(y0 + ROWS, H)):
         numbers += v
         pairs_x += v & tl.load(valid + valid_x, mask=x + 1 < W, other=0).to(tl.int32)
-        below = tl.load(valid + valid_y, mask=(x < W) & (y + 1 < H), other=0).to(tl.int32)
+        below = tl.load(valid + valid_y, mask=x < tl.where(y + 1 < H, W, 0), other=0).to(tl.int32)
         pairs_y += v & below
         v = below
         valid += valid_y
@@ -140,7 +141,7 @@ def _count_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _scale_kernel(values, factor, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _scale_kernel(values, factor, size, BLOCK: tl.constexpr):
     """values *= factor, in place; nothing is read or written where the factor is 1."""
     by = tl.load(factor)
     if by != 1.0:
@@ -157,13 +158,16 @@ class Sums:
         dtype: of the sums: float32 or float64.
     """
 
-    def __init__(self, valid: Tensor, dtype: torch.dtype, sigma: float, form: str, edge_weight: float) -> None:
-        self.edge_weight = edge_weight
+    def __init__(self, valid: Tensor, dtype: torch.dtype, terms: Terms) -> None:
+        self.edge_weight = terms.edge_weight
         self.shape = b, c, h, w = valid.shape
         self.block = _block(w)
         self.per_plane = triton.cdiv(w, self.block) * triton.cdiv(h, ROWS)
         self.options = {"BLOCK": self.block, "ROWS": ROWS, "num_warps": self.block // 32}
-        self.constants = {"ABSOLUTE": form == "absolute", "ACC": tl.float64 if dtype == torch.float64 else tl.float32}
+        self.constants = {
+            "ABSOLUTE": terms.form == "absolute",
+            "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+        }
         programs = b * c * self.per_plane
         self.sums = torch.empty(programs, 4, dtype=dtype, device=valid.device)
         counts = torch.zeros(programs, 4, dtype=torch.int32, device=valid.device)
@@ -171,8 +175,8 @@ class Sums:
             bytewise = valid.view(torch.uint8)
             _count_kernel[(programs,)](bytewise, counts, c, h, w, *bytewise.stride(), **self.options)
         self.counts = counts[:, :3].sum(0).clamp(min=1)
-        self.factors = torch.cat([1 / self.counts.to(dtype), self.sums.new_full((1,), 1 / sigma)])
-        self.factors[1:3] *= edge_weight
+        self.factors = torch.cat([1 / self.counts.to(dtype), self.sums.new_full((1,), 1 / terms.sigma)])
+        self.factors[1:3] *= terms.edge_weight
 
     def add(
         self, prediction: Tensor, target: Tensor, valid: Tensor, bias: Tensor, gradient: Tensor | None, first: int
@@ -200,8 +204,8 @@ class Sums:
         """The losses as `Matching` has them, when all samples have come."""
         l1, x, y = (self.sums[:, :3].sum(0, dtype=torch.float64) / self.counts).unbind()
         edge = x + y
-        loss, l1, edge = (value.to(self.sums.dtype) for value in (l1 + self.edge_weight * edge, l1, edge))
-        return loss, l1, edge
+        dtype = self.sums.dtype
+        return (l1 + self.edge_weight * edge).to(dtype), l1.to(dtype), edge.to(dtype)
 
     def of_bias(self) -> Tensor:
         """The gradient of the bias (planes)."""
@@ -228,7 +232,7 @@ def matching(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, L1, edge, and the loss's gradient by the prediction, empty unless it is wanted."""
     accurate = torch.promote_types(prediction.dtype, torch.float32)
-    sums = Sums(valid, accurate, sigma, form, edge_weight)
+    sums = Sums(valid, accurate, Terms(sigma, cast(GradientForm, form), edge_weight))
     b, c, _, _ = prediction.shape
     gradient = torch.empty_like(prediction, memory_format=torch.contiguous_format) if differentiate else None
     none = torch.zeros(b, c, dtype=accurate, device=prediction.device)
@@ -271,7 +275,7 @@ def _block(width: int) -> int:
 def shipped() -> Iterator[Shipped]:
     """Views of 224 x 224 pixels, as LILA learns from."""
     names = [f"{name}_{axis}" for name in ("target", "valid") for axis in "bcyx"]
-    integers = {name: "i32" for name in ("C", "H", "W", *names)}
+    integers = dict.fromkeys(("C", "H", "W", *names), "i32")
     divisible = ("H", "W", *(name for name in names if not name.endswith("_x")))
     contiguous = {"valid_x": 1, "BLOCK": _block(224), "ROWS": ROWS}
     warps = _block(224) // 32

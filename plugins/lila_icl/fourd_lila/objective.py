@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from fourd_core.data import Clip, CueKind, Prediction, Tokens
 from fourd_core.errors import MediaError, PluginError
 from fourd_core.interfaces import CueProvider, Dataset, Draw, Head, Objective, Sample, Split, Video
-from fourd_core.kernels.gradient_matching import GradientForm, gradient_matching, masked_l1
+from fourd_core.kernels.gradient_matching import GradientForm
+from fourd_core.kernels.linear_matching import linear_matching
 from fourd_core.precision import own_precision
 from fourd_core.system import System
 from fourd_lila import kept
@@ -30,7 +31,7 @@ from fourd_lila.crops import Crop, base_frames, random_crop, random_flip, resize
 from fourd_lila.cues import PairCue, cut_cue, pair_cue, stack_cues
 from fourd_lila.distillation import pick_channels, random_channels
 from fourd_lila.draws import draw_below, draw_video
-from fourd_lila.in_context import predict, row_weights, solve_readout
+from fourd_lila.in_context import row_weights, solve_readout
 from fourd_lila.pairs import Pairs, slices
 
 DISTILLATION = "self-distillation"
@@ -229,15 +230,16 @@ class LILA(Objective):
         pairs = self.prepare(system, batch, generator)
         features = self.features(system, pairs)
         if self.config.mode == "erm":
-            readout = self.trained_readout(pairs)
-            prediction = torch.stack([predict(view, readout) for view in features.unbind(1)], 1).flatten(0, 1)
+            features, readout = features.flatten(0, 1), self.trained_readout(pairs).repeat_interleave(2, dim=0)
             cues, valid = pairs.cues.flatten(0, 1), pairs.valid.flatten(0, 1)
         else:
-            prediction = predict(features[:, 0], self.solved_readout(features[:, 1], pairs))
-            cues, valid = pairs.cues[:, 0], pairs.valid[:, 0]
-        l1 = masked_l1(prediction, cues, valid)
-        edge = gradient_matching(prediction, cues, valid, self.config.edge_sigma, self.config.edge_form)
-        losses = {"loss": l1 + self.config.edge_weight * edge, "l1": l1, "edge": edge}
+            features, context = features.unbind(1)
+            readout, cues, valid = self.solved_readout(context, pairs), pairs.cues[:, 0], pairs.valid[:, 0]
+        config = self.config
+        matched = linear_matching(
+            features, readout, cues, valid, config.edge_sigma, config.edge_form, config.edge_weight
+        )
+        losses = matched._asdict()
         return losses if self.config.mode == "erm" else losses | {"trusted": self._trusted(pairs)}
 
     def _trusted(self, pairs: Pairs) -> Float[Tensor, ""]:
