@@ -77,12 +77,15 @@ class Clip:
         times: seconds, or None where unknown.
         intrinsics: pinhole matrices in pixels of `frames`, or None where unknown.
         queries: points to be followed, for heads that track.
+        wanted: how many of the first frames the head is asked about, or None for all; what it says of the others, NaN
+            for instance, is not read.
     """
 
     frames: Float[Tensor, "b t c h w"]
     times: Float[Tensor, "b t"] | None = None
     intrinsics: Float[Tensor, "b t 3 3"] | None = None
     queries: Queries | None = None
+    wanted: int | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.frames.ndim != 5:

@@ -42,9 +42,22 @@ class Stitch:
         """
         return dict(window)
 
+    def wanted(self, frames: int, shift: int) -> int:
+        """How many of a window's first frames are read, by `join` or as a part of the answer.
+
+        Args:
+            frames: of the window.
+            shift: how many frames later the next window starts.
+        """
+        return frames
+
 
 class Overwrite(Stitch):
     """The later window counts."""
+
+    def wanted(self, frames: int, shift: int) -> int:
+        """Those that the next window does not have."""
+        return min(shift, frames)
 
 
 class AllButFirst(Stitch):
@@ -61,6 +74,10 @@ class AllButFirst(Stitch):
     ) -> dict[str, Prediction]:
         """The window with its first frame as it stood."""
         return {name: _first_frames(window[name], before[name].frames(0, 1))}
+
+    def wanted(self, frames: int, shift: int) -> int:
+        """One more than the next window does not have: its first."""
+        return min(shift + 1, frames)
 
 
 class WhereLive(Stitch):
@@ -98,6 +115,22 @@ def _first_frames(window: Prediction, first: Prediction) -> Prediction:
     return window.with_tensors({name: torch.cat([new[name], x[:, count:]], 1) for name, x in window.tensors().items()})
 
 
+def deciding(rules: Mapping[str, Stitch]) -> dict[str, Stitch]:
+    """The rules by head name without those of partners, for which another head's rule decides."""
+    moved = {partner for rule in rules.values() for partner in rule.partners}
+    return {name: rule for name, rule in rules.items() if name not in moved}
+
+
+def wanted_frames(rules: Mapping[str, Stitch], frames: int, shift: int) -> dict[str, int]:
+    """How many of a window's first frames are read of each head's answer, by head name; of partners all are.
+
+    Args:
+        rules, frames, shift: as `Stitcher` and `Stitch.wanted` have them.
+    """
+    wanted = {name: rule.wanted(frames, shift) for name, rule in deciding(rules).items()}
+    return {name: wanted.get(name, frames) for name in rules}
+
+
 class Stitcher:
     """Joins window after window, remembering the frames that the next one will see too.
 
@@ -106,8 +139,7 @@ class Stitcher:
     """
 
     def __init__(self, rules: Mapping[str, Stitch]) -> None:
-        moved = {partner for rule in rules.values() for partner in rule.partners}
-        self._rules = {name: rule for name, rule in rules.items() if name not in moved}
+        self._rules = deciding(rules)
         self._kept: dict[str, dict[str, Tensor]] = {}
 
     @property

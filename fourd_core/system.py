@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
+import attrs
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from fourd_core.data import Clip, Prediction, Predictions, Tokens
 from fourd_core.errors import RecipeError, RunError, WeightsError
 from fourd_core.interfaces import Backbone, Component, CueProvider, Head, Memory, State
 from fourd_core.media.views import ViewConfig
+from fourd_core.stitching import wanted_frames
 from fourd_core.tracking import track
 from fourd_core.weights import describe_checkpoint, load_weights, sha256_of
 from fourd_core.weights.cache import shown
@@ -177,6 +179,9 @@ class System(nn.Module):
     ) -> tuple[Predictions, States]:
         """One window of a longer video.
 
+        Without gradient, a head without a memory is asked only about the frames that its stitch reads
+        (`Clip.wanted`).
+
         Args:
             clip: the window's frames; the frames of its queries count from its first.
             states: what the memories kept from the window before; empty for the first.
@@ -189,12 +194,15 @@ class System(nn.Module):
         tokens = self.encode(clip.frames, heads=chosen)
         predictions: dict[str, Prediction] = {}
         kept: States = {}
+        wanted: dict[str, int] = {}
+        if shift is not None and not torch.is_grad_enabled():
+            wanted = wanted_frames({name: head.stitch for name, head in chosen.items()}, clip.frames.shape[1], shift)
         for name, head in chosen.items():
             memory = cast(Memory, self.memories[name]) if name in self.memories else None
             if head.tracks:
                 predictions[name], kept[name] = track(name, head, memory, tokens, clip, states.get(name, []), shift)
                 continue
-            seen = tokens, clip
+            seen = tokens, clip if memory is not None else attrs.evolve(clip, wanted=wanted.get(name))
             if memory is not None:
                 state = states[name] if name in states else memory.initial(tokens, clip)
                 seen = memory.read(state, tokens, clip)

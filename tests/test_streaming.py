@@ -15,7 +15,7 @@ from fourd_core.errors import RecipeError, RunError
 from fourd_core.interfaces import Head
 from fourd_core.media.views import exact
 from fourd_core.sinks import MemorySink
-from fourd_core.stitching import AllButFirst
+from fourd_core.stitching import AllButFirst, Overwrite, Stitch
 from fourd_core.streaming import (
     Position,
     Reversed,
@@ -92,6 +92,53 @@ def test_a_window_that_knows_nothing_of_its_first_frame() -> None:
     got = predict(clock_system({"number": Number(AllButFirst(), offset=100.0)}), 8).number[0, :, 0, 0, 0]
     assert got[0].isnan()
     assert (got[1:] - torch.arange(1, 8)).round().tolist() == [0, 0, 100, 100, 200, 200, 200]
+
+
+class Asked(Number):
+    """Notes about how many frames it is asked, and says nothing of the others."""
+
+    def __init__(self, stitch: Stitch) -> None:
+        super().__init__(stitch)
+        self.asked: list[int | None] = []
+
+    def forward(self, tokens: Any, clip: Clip) -> Any:
+        self.asked.append(clip.wanted)
+        answer = super().forward(tokens, clip)
+        if clip.wanted is not None:
+            answer.values[:, clip.wanted :] = torch.nan
+        return answer
+
+
+class Together(Stitch):
+    """Decides for the head `partner` too."""
+
+    partners = ("partner",)
+
+
+def test_heads_are_asked_about_the_frames_that_are_read() -> None:
+    """In windows of 4 every 2 frames; of the last, and by rules that read the whole window, about all."""
+    rules = {"later": Overwrite(), "flow": AllButFirst(), "any": Stitch(), "partner": Overwrite(), "two": Together()}
+    heads = {name: Asked(rule) for name, rule in rules.items()}
+    got = predict(clock_system(dict(heads)), 7)
+    whole = predict(clock_system({name: Number(rule) for name, rule in rules.items()}), 7)
+    asked = {name: head.asked for name, head in heads.items()}
+    assert asked == {"later": [2, 2, None], "flow": [3, 3, None]} | {
+        name: [4, 4, None] for name in ("any", "partner", "two")
+    }
+    for name in rules:
+        torch.testing.assert_close(got[name].values, whole[name].values, equal_nan=True, rtol=0, atol=0)
+
+
+def test_heads_are_asked_about_all_frames_with_a_gradient_or_a_memory() -> None:
+    head, remembered = Asked(Overwrite()), Asked(Overwrite())
+    system = clock_system({"number": head, "remembered": remembered}, {"remembered": Counting()})
+    clip = Clip(torch.rand(1, 4, 3, *SIZE), queries=points(0))
+    system.step(clip, {}, shift=2)
+    with torch.no_grad():
+        system.step(clip, {}, shift=2)
+        system(clip)
+    assert head.asked == [None, 2, None]
+    assert remembered.asked == [None, None, None]
 
 
 def test_memories_are_told_when_windows_follow() -> None:

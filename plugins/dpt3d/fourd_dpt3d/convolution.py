@@ -22,15 +22,25 @@ class Conv3x3x3(nn.Conv3d):
     def __init__(self, channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(channels, out_channels, kernel_size=3, padding=1, bias=bias)
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h w"]:
-        """The convolved clips."""
+    def forward(self, x: Float[Tensor, "b c t h w"], count: int | None = None) -> Float[Tensor, "b d n h w"]:
+        """The convolved clips.
+
+        Args:
+            count: their first frames alone. What follows these is read where the clip has it, and is padding where it
+                has not: a clip that was cut must have one frame more than `count`.
+        """
         b, c, t, h, _ = x.shape
-        if x.device.type == "cpu" and t == 2 and (x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
-            return F.conv3d(F.pad(x, (0, 0, 0, 0, 1, 1)), self.weight, self.bias, padding=(0, 1, 1))
-        if x.device.type != "cpu" or b != 1 or c * t * h > SMALL:
+        count = t if count is None else min(count, t)
+        there = min(count + 1, t)
+        noisy = there == 2 and (x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
+        slow = x.device.type == "cpu" and b == 1 and c * there * h <= SMALL
+        if slow and not noisy:
+            half = -(-count // 2)
+            padded = F.pad(x[:, :, :there], (0, 0, 0, 0, 1, 1 + 2 * half - there))
+            clips = torch.cat([padded[:, :, : half + 2], padded[:, :, half:]])
+            earlier, later = F.conv3d(clips, self.weight, self.bias, padding=(0, 1, 1)).split(1)
+            return torch.cat([earlier, later[:, :, : count - half]], 2)
+        if count == t and not (noisy and x.device.type == "cpu"):
             return super().forward(x)
-        half = -(-t // 2)
-        padded = F.pad(x, (0, 0, 0, 0, 1, 1 + 2 * half - t))
-        clips = torch.cat([padded[:, :, : half + 2], padded[:, :, half:]])
-        earlier, later = F.conv3d(clips, self.weight, self.bias, padding=(0, 1, 1)).split(1)
-        return torch.cat([earlier, later[:, :, : t - half]], 2)
+        padded = F.pad(x[:, :, :there], (0, 0, 0, 0, 1, 1 + count - there))
+        return F.conv3d(padded, self.weight, self.bias, padding=(0, 1, 1))

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from math import ceil
 from typing import NamedTuple, cast
 
 import attrs
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fourd_core.interfaces import TapSpec
 from fourd_core.precision import own_precision
-from fourd_dpt3d.blocks import FeatureFusion, reassembly, resized
+from fourd_dpt3d.blocks import FeatureFusion, frames_read, reassembly, resized
 from fourd_dpt3d.convolution import Conv3x3x3
+from fourd_dpt3d.enlarged_convolution import enlarged_convolution, pays
 
 LEVELS = 4
 Factors = tuple[float, float, float]
@@ -82,7 +83,7 @@ class Decoder3D(nn.Module):
             nn.Sequential(nn.Conv3d(tap.dim, width, 1), reassembly(width, factors))
             for tap, width, factors in zip(taps, widths, config.reassemble, strict=True)
         )
-        self.factors = fusion_factors(config, taps)
+        self.reassemble, self.factors = config.reassemble, fusion_factors(config, taps)
         self.scratch = nn.ModuleDict(
             {f"layer{n}_rn": Conv3x3x3(c, features, bias=False) for n, c in enumerate(widths, 1)}
             | {f"refinenet{n}": FeatureFusion(features, n == LEVELS, dims=3) for n in range(1, LEVELS + 1)}
@@ -96,37 +97,70 @@ class Decoder3D(nn.Module):
         return cast(nn.Conv3d, self.head2[2])
 
     def forward(
-        self, maps: Sequence[Float[Tensor, "b _ _ _ _"]], size: tuple[int, int, int]
-    ) -> Float[Tensor, "b c t h w"]:
+        self, maps: Sequence[Float[Tensor, "b _ _ _ _"]], size: tuple[int, int, int], wanted: int | None = None
+    ) -> Float[Tensor, "b c n h w"]:
         """The decoded video at `size` (frames, rows, columns), without an activation, in the precision of the weights.
 
         Args:
             maps: `b c t h w`, in the order of the taps.
+            wanted: its first frames alone. A layer then computes those that they depend on: each 3x3x3 convolution
+                looks one frame ahead.
         """
-        decoded = resized(self.head1(self.fused(maps)), size)
-        hidden = self.head2[1](self.head2[0](decoded))
+        frames = size[0]
+        count = frames if wanted is None else min(wanted, frames)
+        whole = self.fused_size(self.level_sizes(maps), 1).t
+        read = frames_read(count + 1, whole, frames)
+        fused = self.fused(maps, min(read + 1, whole))
+        decoded = resized(self.head1[0](fused, read), size, whole, count + 1)
+        hidden = self.head2[1](self.head2[0](decoded, count))
         # Also under autocast: numbers such as a flow of 60 pixels have steps of a quarter pixel in bfloat16.
         with own_precision(hidden.device):
             answer: Tensor = self.last(hidden.to(self.last.weight.dtype))
-        return answer
+        return answer[:, :, :wanted]
 
-    def fused(self, maps: Sequence[Float[Tensor, "b _ _ _ _"]]) -> Float[Tensor, "b f t h w"]:
-        """All levels in one, at the size of the finest times `upsample`."""
-        levels = [
-            self.scratch[f"layer{n}_rn"](process(x))
-            for n, (x, process) in enumerate(zip(maps, self.act_postprocess, strict=True), 1)
+    def level_sizes(self, maps: Sequence[Float[Tensor, "b _ _ _ _"]]) -> list[Size3D]:
+        """Frames, rows and columns of each level: a tap's grid times its factors, halves rounded up."""
+        return [
+            Size3D(*(ceil(n * factor) for n, factor in zip(x.shape[2:], factors, strict=True)))
+            for x, factors in zip(maps, self.reassemble, strict=True)
         ]
-        fused: Tensor | None = None
-        for n in range(LEVELS, 0, -1):
-            level = levels[n - 1]
-            size = [s * factor for s, factor in zip(level.shape[2:], self.factors[n - 1], strict=True)]
-            finer = levels[n - 2].shape[2:] if n > 1 else torch.Size(size)
-            # An odd size was halved and rounded, by the network up, by a backbone perhaps down: doubled again it is too
-            # large or too small. Enlarge far enough, then cut.
-            size = [max(pair) for pair in zip(size, finer, strict=True)]
-            fused = self.scratch[f"refinenet{n}"](level, fused, size)[..., : finer[0], : finer[1], : finer[2]]
-        assert fused is not None
+
+    def fused_size(self, levels: Sequence[Size3D], n: int) -> Size3D:
+        """That of level `n` and the coarser ones in one, before it is cut to the next finer level's.
+
+        An odd size was halved and rounded, by the network up, by a backbone perhaps down: doubled again it is too large
+        or too small. So it is enlarged far enough.
+        """
+        size = [side * factor for side, factor in zip(levels[n - 1], self.factors[n - 1], strict=True)]
+        finer = levels[n - 2] if n > 1 else size
+        return Size3D(*(max(pair) for pair in zip(size, finer, strict=True)))
+
+    def fused(
+        self, maps: Sequence[Float[Tensor, "b _ _ _ _"]], count: int | None = None, n: int = 1
+    ) -> Float[Tensor, "b f t h w"]:
+        """Level `n` and all coarser ones in one, at `fused_size`: the first `count` frames, or all."""
+        levels = self.level_sizes(maps)
+        here, size = levels[n - 1], self.fused_size(levels, n)
+        count = size.t if count is None else count
+        # Each of the two residual units looks two frames ahead.
+        inner = min(frames_read(count, here.t, size.t) + 2, here.t)
+        coarser: Tensor | None = None
+        if n < LEVELS:
+            coarser = self.fused(maps, inner if inner < here.t else None, n + 1)
+            coarser = coarser[..., :inner, : here.h, : here.w]
+        level = self.level(maps[n - 1], n, inner + 2)
+        fused: Tensor = self.scratch[f"refinenet{n}"](level, coarser, size, here.t, count)
         return fused
+
+    def level(self, x: Float[Tensor, "b _ _ _ _"], n: int, count: int) -> Float[Tensor, "b f t h w"]:
+        """The tokens of a tap as level `n` of the fusion: the first `count` frames, or all there are."""
+        project, resample = cast(nn.Sequential, self.act_postprocess[n - 1])
+        convolve = cast(Conv3x3x3, self.scratch[f"layer{n}_rn"])
+        projected = project(x)
+        if isinstance(resample, nn.ConvTranspose3d) and pays(projected, resample):
+            return enlarged_convolution(projected, resample, convolve, count)
+        level: Tensor = convolve(resample(projected), count)
+        return level
 
 
 def fusion_factors(config: DecoderConfig, taps: Sequence[TapSpec]) -> list[Size3D]:

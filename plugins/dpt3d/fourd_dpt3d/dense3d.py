@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import attrs
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from fourd_core.data import Clip, MapKind, Maps, Tokens
 from fourd_core.interfaces import BackboneSpec, Head, PretrainedWeights, TapSpec
 from fourd_core.recipe import Location
+from fourd_core.rewrites import Rewrite
 from fourd_core.stitching import AllButFirst, Overwrite, Stitch
 from fourd_core.stitching_geometry import AffineDisparity, MedianScale
 from fourd_core.upsampling.streaming import Upsample, Upsampling
@@ -26,6 +28,13 @@ DEPTH_STITCHES: dict[str, type[Stitch]] = {
     "scale": MedianScale,
     "overwrite": Overwrite,
 }
+
+LEADING_FRAMES = Rewrite(
+    "leading frames",
+    saves="Of a window that another follows, flow and motion compute only the frames that stand, and what these come "
+    "from: at L4P's width 2.08 (flow) or 1.92 (motion) instead of 2.80 TFLOP, 22 instead of 28 s on one CPU thread; "
+    "51 instead of 76 ms in l4p_tiny.",
+)
 
 
 @attrs.frozen
@@ -114,10 +123,12 @@ class DecoderHead(Head):
             state = one_head(read_state_dict(self.config.weights), self.task)
             load_weights(self, state, location=self.config.weights)
 
-    def decoded(self, tokens: Tokens, size: tuple[int, int, int]) -> Float[Tensor, "b t c h w"]:
-        """The decoder's answer at `size` (frames, rows, columns), as it is."""
+    def decoded(
+        self, tokens: Tokens, size: tuple[int, int, int], wanted: int | None = None
+    ) -> Float[Tensor, "b n c h w"]:
+        """The decoder's answer at `size` (frames, rows, columns), as it is; perhaps the first `wanted` frames alone."""
         maps = [tokens[tap].as_maps().transpose(1, 2) for tap in self.taps]
-        answer: Tensor = self.dpt(maps, size)
+        answer: Tensor = self.dpt(maps, size, wanted)
         return answer.transpose(1, 2)
 
 
@@ -135,21 +146,29 @@ class Dense3D(DecoderHead):
         self.coarse = config.coarse
         self.upsampling = Upsampling(config.upsample, config.upsample_features)
 
-    def raw(self, tokens: Tokens, clip: Clip) -> Float[Tensor, "b t c h w"]:
-        """The decoder's answer for each pixel, as it is: log depth, flow, logits."""
+    def raw(self, tokens: Tokens, clip: Clip, wanted: int | None = None) -> Float[Tensor, "b n c h w"]:
+        """The decoder's answer for each pixel, as it is: log depth, flow, logits.
+
+        Args:
+            wanted: the first frames alone.
+        """
         b, t, *_ = clip.frames.shape
         if self.coarse == 1:
-            return self.decoded(tokens, (t, *clip.size))
-        few = self.decoded(tokens, (t, *(-(-side // self.coarse) for side in clip.size)))
-        return F.interpolate(few.flatten(0, 1), clip.size, mode="bilinear", align_corners=False).unflatten(0, (b, t))
+            return self.decoded(tokens, (t, *clip.size), wanted)
+        few = self.decoded(tokens, (t, *(-(-side // self.coarse) for side in clip.size)), wanted)
+        return F.interpolate(few.flatten(0, 1), clip.size, mode="bilinear", align_corners=False).unflatten(0, (b, -1))
 
     def activate(self, raw: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
         """The prediction, from the decoder's answer."""
         return raw
 
     def forward(self, tokens: Tokens, clip: Clip) -> Maps:
-        """One map per frame, at the clip's own size."""
-        return Maps(self.activate(self.raw(tokens, clip)), kind=self.kind, unit=self.unit)
+        """One map per frame, at the clip's own size; NaN for frames that are not wanted."""
+        values = self.activate(self.raw(tokens, clip, clip.wanted if LEADING_FRAMES.on else None))
+        missing = clip.frames.shape[1] - values.shape[1]
+        if missing:
+            values = F.pad(values, (0, 0, 0, 0, 0, 0, 0, missing), value=torch.nan)
+        return Maps(values, kind=self.kind, unit=self.unit)
 
 
 class Depth3D(Dense3D):
@@ -173,6 +192,10 @@ class Depth3D(Dense3D):
     def activate(self, raw: Float[Tensor, "b t 1 h w"]) -> Float[Tensor, "b t 1 h w"]:
         """The decoder tells the logarithm."""
         return raw.exp()
+
+    def forward(self, tokens: Tokens, clip: Clip) -> Maps:
+        """One map per frame, wanted or not: all frames of a window say how a tile's depth is to be scaled."""
+        return super().forward(tokens, attrs.evolve(clip, wanted=None))
 
 
 class Flow3D(Dense3D):
