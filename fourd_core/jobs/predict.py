@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal, cast
 
 import attrs
 
-from fourd_core.build import load
+from fourd_core.build import load, pick_device
+from fourd_core.compiled import Compile, check_compile, compiled
 from fourd_core.data import Queries
 from fourd_core.errors import RecipeError, RunError
 from fourd_core.files import disk_errors
@@ -43,6 +44,7 @@ class PredictJob(Job):
         self.videos = named(self.data.videos("all"))
         if not self.videos:
             raise RecipeError(f"[stages.{self.stage}] has nothing to predict: the data holds no video")
+        check_compile(self.config.compile, pick_device(self.recipe.device), self.stage)
         if not self.system.heads:
             raise RecipeError(f"[stages.{self.stage}] has nothing to predict: the recipe has no [heads.NAME]")
         self.upsampler = Upsampler(self.system)
@@ -94,25 +96,29 @@ class PredictJob(Job):
         return queries
 
     def run(self, run: Run) -> None:
-        folder, config = run.stage_folder(self.stage), self.config
-        for name, video in self.videos.items():
-            view = self._view(video)
-            queries = self._queries(video, view)
-            store = self._open(folder / f"{name}.zarr", video, {"view": attrs.asdict(view), "pixels": config.pixels})
-            if queries is not None:
-                write_queries(queries_path(folder, name), queries)
-            if not store.complete:
-                self._predict(run, video, view, store, queries)
-            if config.npz:
-                store.export_npz(folder / f"{name}.npz")
-            draw(
-                store, video, view, folder, name, pixels=config.pixels, queries=queries,
-                pictures=config.pictures, movie=config.movie, side=config.panel,
-            )  # fmt: skip
-            if config.exports:
-                _export(store, video, folder / "exports", name, config.exports)
-            if config.viewer:
-                write_viewer(store, video, page_path(folder, name), queries)
+        folder = run.stage_folder(self.stage)
+        with compiled(self.system, self.config.compile):
+            for name, video in self.videos.items():
+                self._run_video(run, video, folder, name)
+
+    def _run_video(self, run: Run, video: Video, folder: Path, name: str) -> None:
+        config, view = self.config, self._view(video)
+        queries = self._queries(video, view)
+        store = self._open(folder / f"{name}.zarr", video, {"view": attrs.asdict(view), "pixels": config.pixels})
+        if queries is not None:
+            write_queries(queries_path(folder, name), queries)
+        if not store.complete:
+            self._predict(run, video, view, store, queries)
+        if config.npz:
+            store.export_npz(folder / f"{name}.npz")
+        draw(
+            store, video, view, folder, name, pixels=config.pixels, queries=queries,
+            pictures=config.pictures, movie=config.movie, side=config.panel,
+        )  # fmt: skip
+        if config.exports:
+            _export(store, video, folder / "exports", name, config.exports)
+        if config.viewer:
+            write_viewer(store, video, page_path(folder, name), queries)
 
     def _open(self, folder: Path, video: Video, about: dict[str, Any]) -> ArrayStore:
         about = {
@@ -176,6 +182,9 @@ class PredictConfig(StreamConfig):
     recipe: Location | None = None
     """Predict with the system of this recipe or run folder, which has another backbone, say, instead of with this
     recipe's; the videos and the queries are this recipe's, and how a frame is seen is the other's."""
+    compile: Compile = "no"
+    """Compile backbone and heads, but for those that track, by torch.compile ("default"), and replay them as CUDA
+    graphs ("graphs"): some seconds to minutes at the start, less time for each window."""
     precision: Literal["float16", "float32"] = "float16"
     """How features and masks are stored; depth, flow, cameras and tracks are always float32."""
     npz: bool = False

@@ -11,7 +11,8 @@ from fourd_dinov2.backbone import DinoV2, Size
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fourd_core.errors import WeightsError
+from fourd_core.errors import RunError, WeightsError
+from fourd_core.kernels.attention import why_not_xformers
 from fourd_core.recipe import Location
 
 DATA = Path(__file__).parent / "data"
@@ -107,3 +108,16 @@ def test_another_size_is_named(tmp_path: Path) -> None:
     assert "s.safetensors does not fit this network" in message
     assert 'It looks like DINOv2 with variant = "s", registers = true' in message
     assert len(message) < 700
+
+
+@pytest.mark.skipif(not why_not_xformers(), reason="xformers works here")
+def test_the_recipe_says_who_computes_attention() -> None:
+    with pytest.raises(ValueError, match='attention = "xformers" cannot be used here: there is no CUDA device'):
+        DinoV2(attrs.evolve(DinoV2.example(), attention="xformers"))
+    model = DinoV2(attrs.evolve(DinoV2.example(), attention="sdpa"))
+    for module in model.modules():  # as on a machine where it can be used
+        if hasattr(module, "backend"):
+            assert module.backend == "sdpa"
+            module.backend = "xformers"
+    with pytest.raises(RunError, match="xformers"):
+        model(torch.rand(1, 2, 3, 28, 28), [1])

@@ -14,7 +14,8 @@ from fourd_videomae.sizes import Size
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fourd_core.errors import WeightsError
+from fourd_core.errors import RunError, WeightsError
+from fourd_core.kernels.attention import why_not_xformers
 from fourd_core.recipe import Location
 from fourd_core.testing import check_component
 
@@ -150,3 +151,16 @@ def test_what_is_left_unread_is_said(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match="does not fit") as caught:
             backbone(tmp_path / "weights.safetensors")
         assert what in str(caught.value)
+
+
+@pytest.mark.skipif(not why_not_xformers(), reason="xformers works here")
+def test_the_recipe_says_who_computes_attention() -> None:
+    with pytest.raises(ValueError, match='attention = "xformers" cannot be used here: there is no CUDA device'):
+        VideoMAE(attrs.evolve(VideoMAE.example(), attention="xformers"))
+    model = VideoMAE(attrs.evolve(VideoMAE.example(), attention="sdpa"))
+    for module in model.modules():  # as on a machine where it can be used
+        if hasattr(module, "backend"):
+            assert module.backend == "sdpa"
+            module.backend = "xformers"
+    with pytest.raises(RunError, match="xformers"):
+        model(torch.rand(1, 2, 3, 16, 16), [1])

@@ -1,0 +1,165 @@
+"""`compile` in a predict stage: the same predictions by torch.compile, and nothing left behind.
+
+The program is a process of its own, for users run without the checks of shapes. Its graphs are captured as always and
+then run operation by operation, for a compiler needs minutes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from helpers import ROOT, Answer, Fourd, shell_environment
+from toy_fourd import LinearHead, Patches
+
+from fourd_core import compiled
+from fourd_core.errors import RunError
+from fourd_core.system import System
+
+RECIPE = f"""
+extends = "{ROOT.as_posix()}/recipes/l4p_tiny.toml"
+remove = ["weights", "stages", "heads.depth", "heads.flow", "heads.motion", "heads.track", "memories.track"]
+device = "cpu"
+
+[backbone]
+size = {{ embed_dim = 16, depth = 2, heads = 2, patch = [2, 8, 8], mlp_ratio = 2 }}
+
+[heads.flow]
+use = "flow3d"
+taps = [0, 1, 1, 2]
+features = 4
+last = 4
+layer_dims = [4, 4, 4, 4]
+reassemble = [[2, 2, 2], [2, 1, 1], [1, 1, 1], [0.5, 0.5, 0.5]]
+coarse = 2
+
+[heads.cameras]
+depth = "none"
+taps = [0, 1, 1, 2]
+features = 4
+last = 4
+layer_dims = [4, 4, 4, 4]
+ray_grid = 4
+
+[data]
+video = "clip.mp4"
+pixels = 32
+
+[stages.predict]
+job = "predict"
+window = 8
+stride = 4
+precision = "float32"
+pixels = "view"
+movie = false
+pictures = 0
+"""
+
+PROGRAM = """
+import sys
+import torch
+from torch._dynamo.backends.debugging import aot_eager
+from fourd_core import compiled
+from fourd_core.cli import main
+
+def backend(graph, inputs):
+    sys.stderr.write(f"compiled {sum(node.op == 'call_function' for node in graph.graph.nodes)} calls\\n")
+    return aot_eager(graph, inputs)
+
+compiled.BACKEND = backend
+torch.set_num_threads(1)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, clip: Path) -> Path:
+    (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
+    (tmp_path / "small.toml").write_text(RECIPE)
+    return tmp_path / "small.toml"
+
+
+def run(*words: object) -> Answer:
+    command = [sys.executable, "-c", PROGRAM, *map(str, words)]
+    done = subprocess.run(command, env=shell_environment(), capture_output=True, text=True, timeout=300)
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def test_the_numbers_are_the_same(recipe: Path, fourd: Fourd) -> None:
+    fourd("run", recipe, "--out", "plain", check=0)
+    answer = run("run", recipe, "--out", recipe.parent / "compiled", "--set", "stages.predict.compile=default")
+    assert answer.returncode == 0, answer.stderr
+    # Backbone and two decoders, each once; the last window's flow, of which all frames are wanted, as it is.
+    assert answer.stderr.count("compiled") == 3
+    plain, ours = (
+        zarr.open_group(recipe.parent / name / "predict/clip.zarr", mode="r") for name in ("plain", "compiled")
+    )
+    names = sorted(name for name, _ in plain.arrays())
+    assert names == sorted(name for name, _ in ours.arrays()) and len(names) >= 3
+    for name in names:
+        expected, found = np.asarray(plain[name]), np.asarray(ours[name])
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.nanmax(np.abs(expected)), err_msg=name)
+
+
+def test_what_cannot_be_compiled_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: object, inputs: object) -> object:
+        raise OSError("no C++ compiler")
+
+    monkeypatch.setattr(compiled, "BACKEND", broken)
+    forward = compiled._Forward("heads.depth", torch.nn.Linear(2, 2).forward, "default")
+    x = torch.ones(1, 2)
+    forward(x)  # as it is
+    sentence = (
+        r'compile = "default": torch.compile fails at \[heads.depth\] \(.*no C\+\+ compiler\); set compile = "no"$'
+    )
+    with pytest.raises(RunError, match=sentence):
+        forward(x)
+
+
+def test_what_comes_again_is_compiled_and_modules_are_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+    buffers: dict[torch.Size, torch.Tensor] = {}
+
+    def replayed(graph: torch.fx.GraphModule, inputs: object, mode: str) -> Callable[..., list[torch.Tensor]]:
+        """As CUDA graphs do, write every answer over the last one."""
+        graphs.append(graph)
+
+        def replay(*inputs: torch.Tensor) -> list[torch.Tensor]:
+            (answer,) = graph(*inputs)
+            return [buffers.setdefault(answer.shape, torch.empty_like(answer)).copy_(answer)]
+
+        return replay
+
+    monkeypatch.setattr(compiled, "BACKEND", replayed)
+    backbone = Patches(Patches.Config())
+    heads = {name: LinearHead(LinearHead.Config(), backbone.spec) for name in ("value", "track")}
+    heads["track"].tracks = True
+    system = System(backbone, heads)
+    names, linear = list(system.state_dict()), heads["value"].linear
+    inputs = [torch.full((1, size, 3), float(number)) for number, size in enumerate((4, 4, 5, 4))]
+    with torch.inference_mode():
+        expected = [linear(x) for x in inputs]
+        for how, counted in (("no", 0), ("graphs", 1)):
+            with compiled.compiled(system, how):
+                answers = [linear(x) for x in inputs]
+                assert list(system.state_dict()) == names
+                assert ("forward" in vars(linear)) == (how != "no")
+                assert "forward" not in vars(heads["track"].linear)
+            assert len(graphs) == counted  # not for the first of a form, nor for the only one
+            torch.testing.assert_close(answers, expected)
+            assert "forward" not in vars(linear)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_graphs_need_cuda(recipe: Path, fourd: Fourd, command: str) -> None:
+    answer = fourd(command, recipe, "--set", "stages.predict.compile=graphs", check=2)
+    assert (
+        'compile = "graphs" replays CUDA graphs, and this runs on cpu; set compile = "default" or "no"' in answer.stderr
+    )
