@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from fourd_sam_sparse.head import SamTrack
 from fourd_sam_sparse.memory import TrackMemory
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.l4p_baseline import StraightforwardTracker
 from benchmarks.saving import save
@@ -30,7 +30,7 @@ from fourd_core.interfaces import BackboneSpec, TapSpec
 COMMAND = "python -m benchmarks.l4p"
 FRAMES, SHIFT, SIDE, PATCH = 16, 8, 224, (2, 16, 16)
 GRID = Grid(FRAMES // PATCH[0], SIDE // PATCH[1], SIDE // PATCH[2])
-HEADS, MLP = 8, 2048
+WIDTH, HEADS, MLP = 768, 8, 2048
 FEW = 8
 """Points of the comparison in float64."""
 WINDOWS = ("first", "with history")
@@ -53,12 +53,22 @@ def inputs(dim: int, count: int) -> tuple[list[Tensor], Queries]:
     return videos, Queries(torch.randint(0, FRAMES, (1, count), generator=generator), xy)
 
 
+def fourd(dim: int) -> nn.ModuleList:
+    """The plugin's head and memory with the same weights."""
+    spec = BackboneSpec((TapSpec(dim, PATCH),), PATCH, (0.5,) * 3, (0.25,) * 3)
+    head = SamTrack(SamTrack.Config(heads=HEADS, mlp=MLP), spec)
+    parts = nn.ModuleList([head, TrackMemory(TrackMemory.Config(), spec)]).eval()
+    state = straightforward(dim).state_dict()
+    for part in parts:
+        part.load_state_dict({key: state[key] for key in part.state_dict()})
+    return parts
+
+
 class Straightforward:
     """Window after window, all tokens of all points at once."""
 
-    def __init__(self, dim: int, queries: Queries) -> None:
-        self.tracker = straightforward(dim)
-        count = queries.count
+    def __init__(self, tracker: StraightforwardTracker, queries: Queries) -> None:
+        self.tracker, count, dim = tracker, queries.count, tracker.prompt_feature_linear_layer.in_features
         self.points = torch.cat([queries.frame[0, :, None] + 0.5, queries.xy[0]], 1)
         self.labels = torch.ones(count, dtype=torch.long)
         self.feature, self.handed = torch.zeros(count, dim), torch.zeros(count, dtype=torch.bool)
@@ -82,13 +92,8 @@ class Straightforward:
 class Fourd:
     """The plugin's head and memory."""
 
-    def __init__(self, dim: int, queries: Queries) -> None:
-        spec = BackboneSpec((TapSpec(dim, PATCH),), PATCH, (0.5,) * 3, (0.25,) * 3)
-        self.head = SamTrack(SamTrack.Config(heads=HEADS, mlp=MLP), spec).eval()
-        self.memory = TrackMemory(TrackMemory.Config(), spec).eval()
-        state = straightforward(dim).state_dict()
-        for module in (self.head, self.memory):
-            module.load_state_dict({key: state[key] for key in module.state_dict()})
+    def __init__(self, parts: nn.ModuleList, queries: Queries) -> None:
+        self.head, self.memory = parts
         self.state: Any = None
         self.queries = queries
 
@@ -116,10 +121,11 @@ def measure(form: str, dim: int, count: int, double: bool, out: Path) -> None:
     """One run of one form: writes seconds, peak and answers."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64 if double else torch.float32)
-    runner = {"straightforward": Straightforward, "fourd": Fourd}[form]
+    network: nn.Module
+    network, runner = (straightforward(dim), Straightforward) if form == "straightforward" else (fourd(dim), Fourd)
     videos, queries = inputs(dim, count)
-    runner(dim, queries.part(0, 1)).window(videos[0], last=True)  # what is loaded and set up once
-    tracker = runner(dim, queries)
+    runner(network, queries.part(0, 1)).window(videos[0], last=True)  # what is loaded and set up once
+    tracker = runner(network, queries)
     before, seconds, answers = resident("VmRSS"), [], []
     for number, video in enumerate(videos):
         start = time.process_time()
@@ -175,7 +181,7 @@ def differences(slow: list[Any], fast: list[Any]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("form", nargs="?", choices=FORMS, help="measure this one only, in this process")
-    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--points", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path)
@@ -184,7 +190,9 @@ def main() -> None:
     if options.form:
         measure(options.form, options.width, options.points, options.double, options.out)
     else:
-        save("l4p", compare(options.width, options.points, options.repeats), COMMAND)
+        command = " ".join([COMMAND, *sys.argv[1:]])
+        name = "l4p" if options.width == WIDTH else f"l4p_{options.width}"
+        save(name, compare(options.width, options.points, options.repeats), command)
 
 
 if __name__ == "__main__":

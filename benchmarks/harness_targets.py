@@ -1,0 +1,139 @@
+"""What the kernels must show, and whether the records of a machine show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import attrs
+
+from benchmarks.harness import EAGER, OURS, SIMPLE
+
+Record = Mapping[str, Any]
+Measure = Callable[[Record, Record], float | None]
+"""A number from a case and the machine's ceilings; None: a form of it is missing."""
+
+
+def _row(case: Record, form: str) -> Record:
+    return next((row for row in case["rows"] if row["form"] == form), {})
+
+
+def times(case: Record, _: Record, than: str) -> float | None:
+    """How many times faster ours is than another form."""
+    ours, other = _row(case, OURS).get("ms"), _row(case, than).get("ms")
+    return other / ours if ours and other else None
+
+
+def field(case: Record, _: Record, name: str) -> float | None:
+    """Of our row."""
+    return _row(case, OURS).get(name)
+
+
+def bandwidth(case: Record, ceilings: Record) -> float | None:
+    """Percent of the measured copy that the fewest bytes reach in our time."""
+    ours = _row(case, OURS).get("ms")
+    return 100 * case["gigabytes"] / ceilings["copy"] / (ours / 1000) if ours else None
+
+
+def worst_error(case: Record, _: Record) -> float | None:
+    """Of outputs and gradients."""
+    row = _row(case, OURS)
+    errors = [row[name] for name in ("error", "gradient error") if name in row]
+    return max(errors, default=None)
+
+
+def behind_fastest(case: Record, _: Record) -> float | None:
+    """Our time over that of the fastest form."""
+    known = [row["ms"] for row in case["rows"] if row.get("ms")]
+    ours = _row(case, OURS).get("ms")
+    return ours / min(known) if ours else None
+
+
+@attrs.frozen
+class Target:
+    """One line: `measure` of the cases of an operation must be at least or at most `bound`.
+
+    `case` are words that the case's name contains; `gpu` says where it holds.
+    """
+
+    says: str
+    operation: str
+    measure: Measure
+    bound: float
+    gpu: bool
+    most: bool = False
+    case: str = ""
+    backward: bool | None = None
+
+    def of(self, record: Record) -> Iterator[tuple[str, float | None]]:
+        """The number of every case that it is about."""
+        for case in record["cases"]:
+            if self.case in case["case"] and self.backward in (None, case["backward"]):
+                yield case["case"], self.measure(case, record["ceilings"])
+
+
+EAGERLY, SIMPLY = partial(times, than=EAGER), partial(times, than=SIMPLE)
+LINEAR, WHOLE_VIEW = "prediction and loss", "50176"
+GPU_TARGETS = (
+    Target("prediction and loss, times eager", "matching", EAGERLY, 8, True, case=LINEAR),
+    Target("prediction and loss, % of the copy's bandwidth", "matching", bandwidth, 50, True, case=LINEAR),
+    Target("ridge over whole views, times eager", "ridge", EAGERLY, 3, True, case=WHOLE_VIEW),
+    Target("ridge over whole views, times straightforward", "ridge", SIMPLY, 3, True, case=WHOLE_VIEW),
+    Target("soft argmax of 128 points, times eager", "map_readout", EAGERLY, 8, True, backward=False),
+    Target("soft argmax of 128 points, times straightforward", "map_readout", SIMPLY, 8, True, backward=False),
+    Target("10 rounds of PAMR, times eager", "local_affinity", EAGERLY, 10, True, case="384"),
+    Target("10 rounds of PAMR, times straightforward", "local_affinity", SIMPLY, 10, True, case="384"),
+    Target("L4P's window, times straightforward", "l4p_window", SIMPLY, 3, True, case="bfloat16"),
+    Target("L4P's window, ms", "l4p_window", partial(field, name="ms"), 70, True, most=True),
+    Target("L4P's window, MB above the weights", "l4p_window", partial(field, name="peak MB"), 8000, True, most=True),
+    Target("attention: our time over the fastest backend's", "attention", behind_fastest, 1.05, True, most=True),
+    *(
+        Target(f"a kernel earns its place: {name}, times eager", name, EAGERLY, 1.3, True)
+        for name in ("ridge", "matching", "map_readout", "local_affinity")
+    ),
+)
+CPU_TARGETS = (
+    Target("PAMR by LILA's schedule, times straightforward", "local_affinity", SIMPLY, 3, False, case="schedule"),
+    Target("L4P's tracking head, times straightforward", "l4p_track", SIMPLY, 2, False),
+    *(
+        Target(f"equal to float64: {name}, worst relative error", name, worst_error, 1e-5, False, most=True)
+        for name in ("ridge", "matching", "map_readout", "local_affinity", "attention", "l4p_track")
+    ),
+)
+
+
+def verdicts(records: Mapping[str, Record], gpu: bool) -> Iterator[str]:
+    """A line for each target and case: reached, missed or not measured."""
+    for target in GPU_TARGETS if gpu else CPU_TARGETS:
+        wanted = f"{'at most' if target.most else 'at least'} {target.bound:g}"
+        found = list(target.of(records[target.operation])) if target.operation in records else []
+        if not found:
+            yield f"not measured  {target.says}, {wanted}"
+        for case, number in found:
+            if number is None:
+                yield f"not measured  {target.says}, {wanted} ({case})"
+                continue
+            reached = number <= target.bound if target.most else number >= target.bound
+            yield f"{'reached' if reached else 'MISSED ':<12}  {target.says}: {number:.3g}, {wanted} ({case})"
+
+
+def separate(results: Mapping[str, Any]) -> Iterator[str]:
+    """What the older commands measure on a CPU, in processes of their own: `benchmarks/results/NAME.json`.
+
+    Args:
+        results: by name; what is not there was not measured.
+    """
+    for name, says, columns in (
+        ("lila_step", "LILA's training step", {"s": 2.0, "peak MB": 2.0}),
+        ("l4p_1408", "L4P's tracking head at the published width", {"first, s": 2.0, "with history, s": 2.0}),
+    ):
+        rows = results.get(name, {"rows": []})["rows"]
+        ratio = next((row for row in rows if row["form"] == "ratio"), {})
+        for column, bound in columns.items():
+            if column not in ratio:
+                yield f"not measured  {says}, {column}, at least {bound:g} times less"
+                continue
+            number = float(ratio[column].split()[0])
+            verdict = "reached" if number >= bound else "MISSED "
+            yield f"{verdict:<12}  {says}, {column}: {number:g} times less, at least {bound:g}"
