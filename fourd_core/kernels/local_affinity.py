@@ -10,8 +10,8 @@ where std is the unbiased deviation of the 3 x 3 values of all dilations, so tha
 Source: Araslanov and Roth, Single-Stage Semantic Segmentation from Image Labels, section 3.2 (PAMR;
 visinf/1-stage-wseg, models/mods/pamr.py); with another eps in google-research/lila.
 
-Both functions shift and accumulate: the 8 neighbours per dilation are views of one padded copy and never stand side by
-side in memory. They work in float32, or float64 for float64 inputs, and carry no gradient.
+The neighbours of all pixels never stand side by side in memory: weights come from views of one padded copy, and a round
+adds rows of a table. Both functions work in float32, or float64 for float64 inputs, and carry no gradient.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from fourd_core.kernels.choice import by_triton
 
 NEIGHBOURS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
 """Row and column steps in the order of the weights: row-major, the same for each dilation in turn."""
@@ -43,6 +45,10 @@ def local_affinity(
         ValueError: no dilation, or one below 1.
     """
     _require_dilations(dilations)
+    if by_triton(guide):
+        from fourd_core.kernels.triton import local_affinity as kernels
+
+        return kernels.local_affinity(guide, dilations, sigma, eps)
     centre = guide.to(torch.promote_types(guide.dtype, torch.float32)).contiguous()
     b, c, h, w = centre.shape
     weights = centre.new_empty(b, len(NEIGHBOURS) * len(dilations), h, w)
@@ -58,9 +64,10 @@ def local_affinity(
 def propagate(
     maps: Float[Tensor, "b c h w"], weights: Float[Tensor, "b n h w"], dilations: Sequence[int], iterations: int
 ) -> Float[Tensor, "b c h w"]:
-    """The maps after so many rounds of averaging with `local_affinity`'s weights, in the maps' dtype.
+    """The maps after so many rounds of averaging with `local_affinity`'s weights, in the maps' dtype, channels last.
 
-    Beside the result it needs memory for about three copies of one sample of the batch on the CPU, of all elsewhere.
+    Maps that have their channels last in memory already are not turned around. Beside the result it needs memory for
+    two copies of one sample of the maps and of its weights; in Triton, of the whole batch.
 
     Raises:
         ValueError: no dilation or one below 1; maps and weights that do not belong together.
@@ -72,25 +79,46 @@ def propagate(
             f"weights of shape {tuple(weights.shape)} do not fit maps of shape {tuple(maps.shape)} "
             f"with dilations {tuple(dilations)}"
         )
-    result = torch.empty_like(maps, memory_format=torch.contiguous_format)
+    if by_triton(maps, weights):
+        from fourd_core.kernels.triton import local_affinity as kernels
+
+        return kernels.propagate(maps, weights, dilations, iterations)
+    result = torch.empty_like(maps, memory_format=torch.channels_last)
     accurate = torch.promote_types(maps.dtype, torch.float32)
-    # One sample after the other keeps all of its rounds in a processor's cache; a GPU wants the whole batch at once.
-    together = 1 if maps.device.type == "cpu" else max(b, 1)
-    for start in range(0, b, together):
-        part = slice(start, start + together)
-        current, fixed = maps[part].to(accurate).contiguous(), weights[part].to(accurate)
-        for _ in range(iterations):
-            current = _averaged(current, fixed, dilations)
-        result[part] = current
+    places = _places(h, w, dilations, maps.device)
+    # One sample after the other keeps all of its rounds in a processor's cache.
+    for one, shares, average in zip(_rows(maps), _rows(weights), _rows(result), strict=True):
+        average.copy_(_averaged(one.to(accurate), shares.to(accurate), places, iterations))
     return result
 
 
-def _averaged(maps: Tensor, weights: Tensor, dilations: Sequence[int]) -> Tensor:
-    """One round."""
-    average = torch.zeros_like(maps)
-    for n, neighbour in enumerate(_shifted(maps, dilations)):
-        average.addcmul_(weights[:, n : n + 1], neighbour)
-    return average
+def _averaged(
+    rows: Float[Tensor, "p c"], weights: Float[Tensor, "p n"], places: Int[Tensor, "p n"], iterations: int
+) -> Float[Tensor, "p c"]:
+    """A sample after its rounds."""
+    rows, weights = rows.contiguous(), weights.contiguous()
+    for _ in range(iterations):
+        # A pixel is a row of its channels, its neighbours a bag of rows: torch's fastest weighted sum of picked rows.
+        rows = F.embedding_bag(places, rows, per_sample_weights=weights, mode="sum")
+    return rows
+
+
+def _rows(maps: Float[Tensor, "b c h w"]) -> Iterator[Float[Tensor, "p c"]]:
+    """Each sample, a row for each pixel."""
+    return iter(maps.permute(0, 2, 3, 1).flatten(1, 2))
+
+
+def _places(h: int, w: int, dilations: Sequence[int], device: torch.device) -> Int[Tensor, "p n"]:
+    """The number of each pixel's neighbours, row by row."""
+    y, x = (torch.arange(n, dtype=torch.int32, device=device) for n in (h, w))
+    return torch.stack(
+        [
+            (w * (y + dy * dilation).clamp(0, h - 1)[:, None] + (x + dx * dilation).clamp(0, w - 1)).flatten()
+            for dilation in dilations
+            for dy, dx in NEIGHBOURS
+        ],
+        1,
+    )
 
 
 def _deviation(guide: Tensor, dilations: Sequence[int]) -> Tensor:

@@ -40,10 +40,11 @@ def expected_position(heat: Float[Tensor, "n t y x"], size: tuple[int, int]) -> 
         # Time needs no interpolation: the map has a slice for each frame.
         maps = accurate.flatten(0, 1)
         # A compiler makes its own loops.
-        xy: Tensor = (
-            _positions(maps, _Enlarge(maps, size)) if torch.compiler.is_compiling() else _PartByPart.apply(maps, size)  # type: ignore[no-untyped-call]
-        )
-    return xy.unflatten(0, heat.shape[:2])
+        if torch.compiler.is_compiling():
+            xy = _positions(maps, _Enlarge(maps, size))
+        else:
+            xy = _PartByPart.apply(maps, size)  # type: ignore[no-untyped-call]
+    return xy.view(*heat.shape[:2], 2)
 
 
 def enlarged_mean(maps: Float[Tensor, "n m t y x"], size: tuple[int, int]) -> Float[Tensor, "n m t"]:
