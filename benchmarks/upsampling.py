@@ -94,10 +94,9 @@ def one_readout(features: Callable[[Picture], Tensor]) -> Method:
 
     def method(values: Tensor, picture: Picture) -> Tensor:
         pixels = features(picture)
-        pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
         rows, targets = (F.adaptive_avg_pool2d(x, values.shape[-2:]).flatten(2).mT for x in (pixels, filled(values)))
-        weight = weighted_ridge(rows, targets, torch.ones(rows.shape[:2]), 1e-3)
-        return torch.einsum("bdhw,bdk->bkhw", pixels, weight)
+        readout = weighted_ridge(rows, targets, torch.ones(rows.shape[:2]), 1e-3, bias=True)
+        return torch.einsum("bdhw,bdk->bkhw", pixels, readout[:, :-1]) + readout[:, -1, :, None, None]
 
     return method
 

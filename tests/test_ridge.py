@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from fourd_core.errors import RunError
-from fourd_core.kernels.ridge import weighted_ridge
+from fourd_core.kernels import choice
+from fourd_core.kernels.ridge import solve_ridge, weighted_ridge
 
 STORED = Path(__file__).parent / "data/lila/ridge.safetensors"
 
@@ -39,9 +41,41 @@ def test_solution_is_where_the_definition_is_flat() -> None:
     assert gradient.abs().max() < 1e-12
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradcheck(bias: bool) -> None:
     inputs = [t.requires_grad_() for t in problem()]
-    assert torch.autograd.gradcheck(lambda x, y, c: weighted_ridge(x, y, c, 0.1), inputs)
+    assert torch.autograd.gradcheck(lambda x, y, c: weighted_ridge(x, y, c, 0.1, bias), inputs)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients_equal_those_through_a_general_solver(bias: bool) -> None:
+    def solved_in_general(x: torch.Tensor, y: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        if bias:
+            x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+        weighted = (x * c[..., None]).mT / x.shape[1]
+        gram = weighted @ x + 0.1 * torch.eye(x.shape[-1], dtype=x.dtype)
+        return torch.linalg.solve(gram, weighted @ y)
+
+    inputs = [t.requires_grad_() for t in problem()]
+    pull = torch.randn(2, 3 + bias, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mine, theirs = weighted_ridge(*inputs, 0.1, bias), solved_in_general(*inputs)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+    for got, wanted in zip(
+        torch.autograd.grad(mine, inputs, pull), torch.autograd.grad(theirs, inputs, pull), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_maps_as_rows_give_the_same_and_gradients_laid_out_as_they_are(bias: bool) -> None:
+    x, y, c = problem(dtype=torch.float32)
+    maps, rows = x.mT.contiguous().requires_grad_(), x.clone().requires_grad_()
+    pull = torch.randn(2, 3 + bias, 2, generator=torch.Generator().manual_seed(1))
+    of_maps, of_rows = weighted_ridge(maps.mT, y, c, 0.1, bias), weighted_ridge(rows, y, c, 0.1, bias)
+    torch.testing.assert_close(of_maps, of_rows)
+    by_maps, by_rows = (torch.autograd.grad(w, t, pull)[0] for w, t in ((of_maps, maps), (of_rows, rows)))
+    torch.testing.assert_close(by_maps.mT, by_rows)
+    assert by_maps.is_contiguous() and by_rows.is_contiguous()
 
 
 def test_weightless_rows_change_nothing_but_the_count() -> None:
@@ -60,9 +94,14 @@ def test_no_trusted_row_gives_the_zero_map() -> None:
 
 def test_autocast_changes_no_digit() -> None:
     x, y, c = problem(dtype=torch.float32)
+    inputs = [t.requires_grad_() for t in (x, y, c)]
+    outside = weighted_ridge(x, y, c, ridge=0.1)
+    gradients = torch.autograd.grad(outside.square().sum(), inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = weighted_ridge(x, y, c, ridge=0.1)
-    assert torch.equal(inside, weighted_ridge(x, y, c, ridge=0.1))
+        again = torch.autograd.grad(inside.square().sum(), inputs)
+    assert torch.equal(inside, outside)
+    assert all(torch.equal(a, b) for a, b in zip(again, gradients, strict=True))
 
 
 def test_half_precision_features_are_solved_in_single_precision() -> None:
@@ -93,3 +132,42 @@ def test_a_negative_weight_is_reported() -> None:
     x, y, c = problem()
     with pytest.raises(RunError, match=r"sample 0 of the batch: .* a weight is negative"):
         weighted_ridge(x, y, c * torch.tensor([[-100.0], [1.0]]), ridge=0.1)
+
+
+@pytest.mark.parametrize("broken", ["features", "targets", "weights", "sign", "size"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_sample_without_a_solution_is_told_and_touches_no_other(broken: str, bias: bool) -> None:
+    inputs = problem(dtype=torch.float32)
+    x, y, c = (t.clone() for t in inputs)
+    if broken == "size":
+        x[1], c[1] = 2.0**20, 1  # all alike: the squares hide the ridge
+    else:
+        {"features": x, "targets": y, "weights": c, "sign": c}[broken][1, 2] = -100 if broken == "sign" else torch.inf
+    leaves = [t.requires_grad_() for t in (x, y, c)]
+    readout, solved = solve_ridge(*leaves, 0.1, bias)
+    assert solved.tolist() == [True, False]
+    assert readout[1].count_nonzero() == 0
+    alone = [t[:1].clone().requires_grad_() for t in inputs]
+    expected = weighted_ridge(*alone, 0.1, bias)
+    torch.testing.assert_close(readout[:1], expected)
+    gradients = torch.autograd.grad(readout.square().sum() + readout.sum(), leaves)
+    wanted = torch.autograd.grad(expected.square().sum() + expected.sum(), alone)
+    for got, right in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(got[:1], right)
+        assert got[1].count_nonzero() == 0
+
+
+def test_the_column_of_ones_is_penalised_too() -> None:
+    x, y, c = problem()
+    ones = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+    torch.testing.assert_close(weighted_ridge(x, y, c, 0.1, bias=True), weighted_ridge(ones, y, c, 0.1))
+
+
+def test_tensors_on_a_cpu_go_by_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fourd_core.kernels.triton.ridge", None)  # whose import fails now
+    x, y, c = problem()
+    x.requires_grad_()
+    weighted_ridge(x, y, c, 0.1).sum().backward()
+    if choice.has_triton():
+        with choice.using("triton"), pytest.raises(ImportError):
+            weighted_ridge(x, y, c, 0.1)

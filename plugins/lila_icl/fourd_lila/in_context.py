@@ -40,7 +40,7 @@ def solve_readout(
     """
     x, y = (F.adaptive_avg_pool2d(maps.float(), pool).flatten(2).mT for maps in (features, cues))
     weights = row_weights(confidence, pool, min_confidence)
-    return weighted_ridge(torch.cat([x, torch.ones_like(x[..., :1])], dim=-1), y, weights, ridge)
+    return weighted_ridge(x, y, weights, ridge, bias=True)
 
 
 def predict(features: Float[Tensor, "b d h w"], readout: Float[Tensor, "b d_plus_1 k"]) -> Float[Tensor, "b k h w"]:
