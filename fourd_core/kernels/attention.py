@@ -70,8 +70,7 @@ def attention(
             f"{tuple(v.shape)}"
         )
     if _takes_xformers(q, backend):
-        out: Tensor = _by_xformers(q, k, v, scale)
-        return out
+        return _by_xformers(q, k, v, scale)
     if q.is_cuda and torch.cuda.get_device_properties(q.device).major == 9:
         with sdpa_kernel(ON_HOPPER, set_priority=True):
             return F.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -115,8 +114,6 @@ def _takes_xformers(q: Tensor, backend: Backend) -> bool:
     return ((device.major, device.minor), q.shape[-1], q.dtype) in FASTER_BY_XFORMERS and not why_not_xformers()
 
 
-# Its Python is not for torch.compile to read: one node of the graph.
-@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _by_xformers(
     q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h m d"], v: Float[Tensor, "b h m e"], scale: float | None
 ) -> Float[Tensor, "b h n e"]:
@@ -160,6 +157,7 @@ def _imported() -> tuple[Any, str]:
     finally:
         log.removeFilter(_is_no_complaint)
     if library._built_with_cuda:
+        torch.compiler.allow_in_graph(_by_xformers)  # its Python is not for torch.compile to read
         return operators, ""
     cause = _first_line(_root(library._cpp_library_load_exception))
     remedy = " (pip install nvidia-cuda-runtime-cu12 brings it)" if "libcudart.so.12" in cause else ""
