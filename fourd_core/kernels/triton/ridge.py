@@ -267,9 +267,8 @@ def _features_gradient(
     if BIAS:
         last = tl.load(linear + (sample * d + column) * pitch + tl.cdiv(k, DEPTH) * DEPTH + d, mask=wanted, other=0.0)
         sums += weight * last[None, :]
-    sums = tl.where(
-        tl.load(solved + sample) != 0, sums, 0.0
-    )  # 0 * inf is not 0: what has no solution may hold anything
+    # 0 * inf is not 0: a sample without a solution may hold anything.
+    sums = tl.where(tl.load(solved + sample) != 0, sums, 0.0)
     gradient += sample * g_b + row[:, None] * g_n + column.to(tl.int64)[None, :] * g_d
     tl.store(gradient, sums.to(gradient.dtype.element_ty), mask=here[:, None] & wanted[None, :])
 
