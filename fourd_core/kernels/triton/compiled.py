@@ -54,7 +54,7 @@ def compiled(item: Shipped, capability: int = 90) -> dict[str, Any]:
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(names)
-        if signature[name].startswith("*") or name in item.divisible
+        if signature[name].startswith("*") or (name in item.divisible and name not in item.constants)
     }
     source = ASTSource(fn=item.kernel, signature=signature, constexprs=dict(item.constants), attrs=aligned)
     options = {"num_warps": item.num_warps, "num_stages": item.num_stages}
