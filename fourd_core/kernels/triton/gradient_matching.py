@@ -11,7 +11,7 @@ Every program writes its sums to a place of its own, and these are added up in a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, cast, no_type_check
 
 import torch
 import triton
@@ -27,6 +27,7 @@ SCALE_BLOCK = 4096
 
 
 @triton.jit
+@no_type_check
 def _read(prediction, target, valid, mask, ACC: tl.constexpr):
     """Prediction, target (0 where not valid) and whether it is valid; outside the mask it is not."""
     v = tl.load(valid, mask=mask, other=0) != 0
@@ -36,6 +37,7 @@ def _read(prediction, target, valid, mask, ACC: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _pair(p0, g0, v0, p1, g1, v1, inverse_sigma, ABSOLUTE: tl.constexpr):
     """The weighted difference of two neighbours' steps, and its derivative by the second one's prediction."""
     step = p1 - p0
@@ -53,6 +55,7 @@ def _pair(p0, g0, v0, p1, g1, v1, inverse_sigma, ABSOLUTE: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _matching_kernel(
     prediction, target, valid, bias, factors, gradient, sums, C, H, W,
     target_b, target_c, target_y, target_x, valid_b, valid_c, valid_y, valid_x,
@@ -113,6 +116,7 @@ def _matching_kernel(
 
 
 @triton.jit
+@no_type_check
 def _count_kernel(
     valid, counts, C, H, W, valid_b, valid_c, valid_y, valid_x, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
@@ -141,6 +145,7 @@ def _count_kernel(
 
 
 @triton.jit
+@no_type_check
 def _scale_kernel(values, factor, size, BLOCK: tl.constexpr):
     """values *= factor, in place; nothing is read or written where the factor is 1."""
     by = tl.load(factor)
@@ -220,7 +225,12 @@ def scale_unless_one(values: Tensor, factor: Tensor) -> None:
         _scale_kernel[grid](values, factor.to(accurate), values.numel(), BLOCK=SCALE_BLOCK, num_warps=8)
 
 
-@torch.library.custom_op("fourd::matching", mutates_args=())
+@torch.library.custom_op(
+    "fourd::matching",
+    mutates_args=(),
+    schema="(Tensor prediction, Tensor target, Tensor valid, float sigma, str form, float edge_weight, "
+    "bool differentiate) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 def matching(
     prediction: Tensor,
     target: Tensor,
