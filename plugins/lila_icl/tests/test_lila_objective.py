@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 from fourd_core.data import Clip, CueMaps
 from fourd_core.errors import MediaError, PluginError
 from fourd_core.interfaces import CueProvider
+from fourd_core.kernels.gradient_matching import gradient_matching, masked_l1
 from fourd_core.system import System
 
 Build = Callable[[dict[str, CueProvider]], System]
@@ -112,6 +113,34 @@ def test_losses_follow_their_definition(config: LILA.Config, system: System, mov
     torch.testing.assert_close(losses["l1"], torch.cat(l1).mean(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(losses["edge"], expected_edge, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(losses["loss"], losses["l1"] + 0.7 * losses["edge"])
+
+
+@pytest.mark.parametrize("form", ["absolute", "signed"])
+@pytest.mark.parametrize("mode", ["in_context", "erm"])
+def test_losses_and_gradients_are_those_of_the_whole_prediction(
+    config: LILA.Config, system: System, moving, mode: str, form: str
+) -> None:
+    objective = LILA(attrs.evolve(config, mode=mode, edge_form=form, edge_weight=0.7), system)
+    batch = batch_of(objective, moving())
+    learning = [*objective.parameters(), *(p for p in system.heads.parameters() if p.requires_grad)]
+    losses = objective(system, batch, seeded())
+    given = torch.autograd.grad(losses["loss"], learning, allow_unused=True)
+
+    pairs = objective.prepare(system, batch, seeded())
+    features = objective.features(system, pairs)
+    if mode == "erm":
+        predictions = [predict(view, objective.trained_readout(pairs)) for view in features.unbind(1)]
+    else:
+        predictions = [predict(features[:, 0], objective.solved_readout(features[:, 1], pairs))]
+    views = len(predictions)
+    maps = torch.stack(predictions, 1).flatten(0, 1), *(m[:, :views].flatten(0, 1) for m in (pairs.cues, pairs.valid))
+    l1, edge = masked_l1(*maps), gradient_matching(*maps, config.edge_sigma, form)
+    expected = torch.autograd.grad(l1 + 0.7 * edge, learning, allow_unused=True)
+    torch.testing.assert_close(losses["l1"], l1.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses["edge"], edge.detach(), rtol=1e-6, atol=0)
+    assert [slope is None for slope in given] == [slope is None for slope in expected]
+    mine, right = (torch.cat([s.flatten() for s in slopes if s is not None]) for slopes in (given, expected))
+    assert (mine - right).norm() < 1e-6 * right.norm()
 
 
 def test_gradients_reach_the_head_through_both_views_and_nothing_else(
