@@ -7,6 +7,7 @@ is a row with a note.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import statistics
 import warnings
@@ -47,7 +48,7 @@ class Case:
         gigabytes: the fewest that must go through the memory: each input read and each output written once.
         gigaflops: the fewest operations.
         unit: whose ceiling these have: "float32", "tf32", "bfloat16".
-        compiled: the form that is also compiled; None: none.
+        compiled: the form that is also compiled; None: none, or `forms` has one.
         accurate: the dtype of the reference; None: there is none.
     """
 
@@ -93,8 +94,13 @@ class Bench:
         size = sum(tensor.nbytes for tensor in self.sets[0].values())
         if size < 3 * machine.cache_bytes:
             self.sets += [self._inputs(i) for i in range(1, min(32, 2 + 3 * machine.cache_bytes // size))]
-        self.forms = dict(case.forms(machine.device))
+        self.forms = {
+            name: form
+            for name, form in case.forms(machine.device).items()
+            if compiled or name not in (COMPILED, GRAPHS)
+        }
         if compiled and case.compiled is not None:
+            logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it warns of every place it stops at
             self.forms[COMPILED] = torch.compile(self.forms[case.compiled], dynamic=False)
         self.found = {name: Measured() for name in self.forms}
         self.cotangents: dict[tuple[int, tuple[int, ...], torch.dtype], Tensor] = {}

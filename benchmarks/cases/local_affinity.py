@@ -8,7 +8,7 @@ import torch
 from fourd_pamr import PAMR
 from torch import Tensor
 
-from benchmarks.harness import EAGER, OURS, SIMPLE, Case, Form, Inputs, Size
+from benchmarks.harness import COMPILED, EAGER, OURS, SIMPLE, Case, Form, Inputs, Size
 from benchmarks.straightforward import local_affinity as straightforward
 from fourd_core.kernels.local_affinity import local_affinity, propagate
 
@@ -26,7 +26,15 @@ def one_size(_: torch.device) -> dict[str, Form]:
     def simple(maps: Tensor, guide: Tensor) -> Tensor:
         return straightforward.refined(maps, guide, ROUNDS)
 
-    return {OURS: ours, EAGER: ours, SIMPLE: simple}
+    affinity, averaged = torch.compile(local_affinity, dynamic=False), torch.compile(propagate, dynamic=False)
+
+    def compiled(maps: Tensor, guide: Tensor) -> Tensor:
+        weights = affinity(guide, DILATIONS, 0.05, 1e-5)
+        for _ in range(ROUNDS):  # all rounds in one graph would be minutes of compiling
+            maps = averaged(maps, weights, DILATIONS, 1)
+        return maps
+
+    return {OURS: ours, EAGER: ours, COMPILED: compiled, SIMPLE: simple}
 
 
 def schedule(_: torch.device) -> dict[str, Form]:
@@ -70,4 +78,5 @@ def cases(size: Size) -> Iterator[Case]:
             forms=one_size if kind == "single" else schedule,
             gigabytes=sum(moved for moved, _ in parts),
             gigaflops=sum(flops for _, flops in parts),
+            compiled=None,
         )

@@ -35,7 +35,7 @@ def cases(size: Size) -> Iterator[Case]:
     for count, learned in ((predicted, ()), (trained, ("heat",))):
 
         def inputs(g: torch.Generator, count: int = count) -> Inputs:
-            return {"heat": 3 * torch.randn(count, frames, side, side, generator=g, device=g.device)}
+            return {"heat": 2 * torch.randn(count, frames, side, side, generator=g, device=g.device)}
 
         ways = 2 if learned else 1
         yield Case(

@@ -15,6 +15,7 @@ from fourd_core.kernels.linear_matching import linear_matching
 
 SIZES = {"gpu": (32, 128, 35, 224), "cpu": (2, 128, 35, 224), "quick": (2, 32, 5, 56)}
 """Views, features, cues and side."""
+KINK = 1e-4
 
 
 def matching_forms(_: torch.device) -> dict[str, Form]:
@@ -43,6 +44,17 @@ def _defined(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return kernel.masked_l1(prediction, target, valid) + kernel.gradient_matching(prediction, target, valid)
 
 
+def _clear(found: Inputs) -> Tensor:
+    """Where the loss has no kink nearby, at which the prediction's rounding would decide a gradient's sign."""
+    target, readout = found["target"].double(), found["readout"].double()
+    prediction = straightforward.prediction(found["features"].double(), readout)
+    clear = (prediction - target).abs() > KINK
+    for axis in (-1, -2):
+        step, wanted = prediction.diff(dim=axis).abs(), target.diff(dim=axis).abs()
+        clear.narrow(axis, 0, step.shape[axis]).logical_and_((step > KINK) & ((step - wanted).abs() > KINK))
+    return clear
+
+
 def cases(size: Size) -> Iterator[Case]:
     """One in ten numbers is not valid."""
     b, d, k, side = SIZES[size]
@@ -58,7 +70,9 @@ def cases(size: Size) -> Iterator[Case]:
     def from_features(g: torch.Generator) -> Inputs:
         at: dict[str, Any] = {"generator": g, "device": g.device}
         readout = torch.randn(b, d + 1, k, **at) / d**0.5
-        return {"features": torch.randn(b, d, side, side, **at), "readout": readout} | cues(g)
+        found = {"features": torch.randn(b, d, side, side, **at), "readout": readout} | cues(g)
+        found["valid"] &= _clear(found)
+        return found
 
     yield Case(
         name=f"loss of {b} x {k} x {side} x {side}",

@@ -47,10 +47,10 @@ def scheduled(maps: Float[Tensor, "b c y x"], guide: Float[Tensor, "b k h w"]) -
 
 def _neighbours(maps: Tensor, dilations: Sequence[int], centre: bool) -> Tensor:
     """`b c n h w`: the eight places around, at each dilation, and the place itself if asked."""
-    b, c, h, w = maps.shape
-    wanted = [i for i in range(9) if centre or i != 4]
+    h, w = maps.shape[-2:]
     parts = []
-    for dilation in dilations:
-        padded = F.pad(maps, (dilation,) * 4, mode="replicate")
-        parts.append(F.unfold(padded, 3, dilation=dilation).reshape(b, c, 9, h, w)[:, :, wanted])
-    return torch.cat(parts, 2)
+    for d in dilations:
+        padded = F.pad(maps, (d,) * 4, mode="replicate")
+        places = [(y, x) for y in (0, d, 2 * d) for x in (0, d, 2 * d) if centre or (y, x) != (d, d)]
+        parts += [padded[..., y : y + h, x : x + w] for y, x in places]
+    return torch.stack(parts, 2)

@@ -37,7 +37,10 @@ def linear_matching(
     valid: Bool[Tensor, "b k h w"],
 ) -> Float[Tensor, ""]:
     """The loss of the readout of the features, a channel of ones appended."""
-    b, _, h, w = features.shape
+    return matching(prediction(features, readout), target, valid)
+
+
+def prediction(features: Float[Tensor, "b d h w"], readout: Float[Tensor, "b d_plus_1 k"]) -> Float[Tensor, "b k h w"]:
+    """A linear map of every pixel."""
     pixels = torch.cat([features, torch.ones_like(features[:, :1])], dim=1).flatten(2)
-    prediction = torch.bmm(readout.transpose(1, 2), pixels).reshape(b, -1, h, w)
-    return matching(prediction, target, valid)
+    return torch.bmm(readout.transpose(1, 2), pixels).unflatten(2, features.shape[-2:])
