@@ -123,10 +123,23 @@ class FeatureFusion(nn.Module):
             whole, count: as in `resized`. `coarser` then has two frames more than `frames_read` tells, and `level` two
                 more than `coarser`, or all.
         """
+        read = None if count is None else frames_read(count, whole, size[0])
+        return self.enlarged(self.refined(level, coarser, read), size, whole, count)
+
+    def refined(
+        self, level: Float[Tensor, "b c *old"], coarser: Float[Tensor, "b c *less"] | None, count: int | None = None
+    ) -> Float[Tensor, "b c *fewer"]:
+        """The fused map at its own size, before its last layer; of videos perhaps the first `count` frames alone."""
         fused = level
         if coarser is not None:
             fused = coarser + self.resConfUnit1(level, None if count is None else coarser.shape[2])
-        refined = self.resConfUnit2(fused, None if count is None else frames_read(count, whole, size[0]))
+        refined: Tensor = self.resConfUnit2(fused, count)
+        return refined
+
+    def enlarged(
+        self, refined: Float[Tensor, "b c *old"], size: Sequence[int], whole: int = 0, count: int | None = None
+    ) -> Float[Tensor, "b c *new"]:
+        """The refined map at `size`, through the last layer."""
         # The reference resizes first. A 1x1 convolution commutes with weights that add up to 1, and has several times
         # fewer pixels to go over before.
         if EARLY_PROJECTION.on:

@@ -13,6 +13,7 @@ from fourd_dpt3d.blocks import EARLY_PROJECTION, FeatureFusion, frames_read, res
 from fourd_dpt3d.convolution import Conv3x3x3
 from fourd_dpt3d.dense3d import LEADING_FRAMES, Depth3D, Flow3D, Motion3D
 from fourd_dpt3d.enlarged_convolution import ENLARGED_CONVOLUTION, enlarged_convolution, pays
+from fourd_dpt3d.pixel_decoder import CHUNK_BYTES, FRUGAL_BACKWARD, PixelDecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -225,7 +226,53 @@ def test_where_two_layers_in_one_are_used() -> None:
             assert not pays(x, enlarge)
 
 
+# ---- what the pixel decoder keeps for its backward pass
+
+
+def pixel_decoder() -> tuple[PixelDecoder, Tokens, Clip]:
+    torch.manual_seed(0)
+    spec = BackboneSpec((TapSpec(5, (1, 8, 8)),) * 4, (1, 8, 8), (0.5,) * 3, (0.25,) * 3)
+    head = PixelDecoder(PixelDecoder.Config(TAPS, 8, (3, 4, 5, 6)), spec).double()
+    return head, tokens_of((3, 3, 2), batch=2), Clip(torch.zeros(2, 3, 3, 25, 16, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("bytes_each", [1, 2 * 4 * 25 * 16 * 8, CHUNK_BYTES])
+def test_computing_again_changes_neither_numbers_nor_gradients(
+    bytes_each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts of one picture, of two, and of all six."""
+    monkeypatch.setattr("fourd_dpt3d.pixel_decoder.CHUNK_BYTES", bytes_each)
+    head, tokens, clip = pixel_decoder()
+    taps = {tap: TokenMap(item.values.requires_grad_(), item.grid) for tap, item in tokens.layers.items()}
+    learned = [parameter for name, parameter in head.named_parameters() if "refinenet4.resConfUnit1" not in name]
+    learned = [parameter for parameter in learned if parameter.requires_grad]
+    seen = []
+    for off in (False, True):
+        FRUGAL_BACKWARD.on = not off
+        answer = head(Tokens(taps), clip).values
+        loss = (answer * torch.linspace(-1, 1, answer.numel(), dtype=torch.float64).view_as(answer)).sum()
+        seen.append([answer, *torch.autograd.grad(loss, [*learned, *(item.values for item in taps.values())])])
+    FRUGAL_BACKWARD.on = True
+    for mine, published in zip(*seen, strict=True):
+        same(mine, published)
+
+
+def test_of_maps_at_full_size_one_is_kept() -> None:
+    head, tokens, clip = pixel_decoder()
+
+    def kept() -> int:
+        """Different maps at full size that the graph holds; the answer is none of them."""
+        held: dict[int, Tensor] = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: held.setdefault(x.data_ptr(), x), lambda x: x):
+            answer = head(tokens, clip).values
+        return sum(x.numel() == answer.numel() for x in held.values())
+
+    assert kept() == 1
+    with FRUGAL_BACKWARD.off():
+        assert kept() == 3
+
+
 def test_each_rewrite_says_what_it_saves() -> None:
-    for rewrite in (EARLY_PROJECTION, LEADING_FRAMES, ENLARGED_CONVOLUTION):
+    for rewrite in (EARLY_PROJECTION, LEADING_FRAMES, ENLARGED_CONVOLUTION, FRUGAL_BACKWARD):
         assert Rewrite.known[rewrite.name] is rewrite
         assert any(letter.isdigit() for letter in rewrite.saves)
