@@ -6,7 +6,7 @@ never beyond the first and the last; that is torch.nn.functional.interpolate(mod
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -41,7 +41,7 @@ def expected_position(heat: Float[Tensor, "n t y x"], size: tuple[int, int]) -> 
         maps = accurate.flatten(0, 1)
         # A compiler makes its own loops.
         if torch.compiler.is_compiling():
-            xy = _positions(maps, _Enlarge(maps, size))
+            xy = _positions(maps, _enlargement(maps, size))
         else:
             xy = _PartByPart.apply(maps, size)  # type: ignore[no-untyped-call]
     return xy.view(*heat.shape[:2], 2)
@@ -64,7 +64,7 @@ class _PartByPart(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Float[Tensor, "r y x"], size: tuple[int, int]) -> Float[Tensor, "r 2"]:
-        enlarge = _Enlarge(maps, size)
+        enlarge = _enlargement(maps, size)
         xy = torch.cat([_positions(part, enlarge) for part in maps.split(_at_a_time(maps, size))])
         ctx.size = size
         ctx.save_for_backward(maps, xy)
@@ -74,7 +74,7 @@ class _PartByPart(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_xy: Float[Tensor, "r 2"]) -> tuple[Float[Tensor, "r y x"], None]:
         maps, xy = ctx.saved_tensors
-        enlarge, step = _Enlarge(maps, ctx.size), _at_a_time(maps, ctx.size)
+        enlarge, step = _enlargement(maps, ctx.size), _at_a_time(maps, ctx.size)
         parts = zip(maps.split(step), xy.split(step), d_xy.split(step), strict=True)
         with own_precision(maps.device):
             return torch.cat([_gradient(*part, enlarge) for part in parts]), None
@@ -86,37 +86,48 @@ def _at_a_time(maps: Tensor, size: tuple[int, int]) -> int:
     return max(1, pixels // max(1, size[0] * size[1]))
 
 
-class _Enlarge:
-    """Bilinear enlargement from maps like these to one size, and the pixel centres there."""
+class _Enlargement(NamedTuple):
+    """Of maps of one size to another, in the maps' precision."""
 
-    def __init__(self, maps: Float[Tensor, "r y x"], size: tuple[int, int]) -> None:
-        (height, width), (enlarged_height, enlarged_width) = maps.shape[-2:], size
-        self.top, self.bottom, down = _between(height, enlarged_height, maps)
-        self.down = down[:, None]
-        self.rows = _interpolation(height, enlarged_height, maps)
-        self.columns = _interpolation(width, enlarged_width, maps)
-        self.y, self.x = (torch.arange(n, dtype=maps.dtype, device=maps.device) + 0.5 for n in size)
-
-    def likely(self, maps: Float[Tensor, "r y x"]) -> Float[Tensor, "r Y X"]:
-        """The softmax of each enlarged map."""
-        wide = maps @ self.columns.mT
-        # Whole rows are copied faster than multiplied: in all twice as fast as F.interpolate on a CPU.
-        logits = torch.lerp(wide.index_select(1, self.top), wide.index_select(1, self.bottom), self.down)
-        return logits.flatten(1).softmax(-1).view_as(logits)
+    top: Int[Tensor, " Y"]
+    bottom: Int[Tensor, " Y"]
+    down: Float[Tensor, "Y 1"]
+    """Each pixel's place between the rows `top` and `bottom`."""
+    rows: Float[Tensor, "Y y"]
+    columns: Float[Tensor, "X x"]
+    y: Float[Tensor, " Y"]
+    x: Float[Tensor, " X"]
+    """Pixel centres."""
 
 
-def _positions(maps: Float[Tensor, "r y x"], enlarge: _Enlarge) -> Float[Tensor, "r 2"]:
-    likely = enlarge.likely(maps)
+def _enlargement(maps: Float[Tensor, "r y x"], size: tuple[int, int]) -> _Enlargement:
+    (height, width), (enlarged_height, enlarged_width) = maps.shape[-2:], size
+    top, bottom, down = _between(height, enlarged_height, maps)
+    rows, columns = _interpolation(height, enlarged_height, maps), _interpolation(width, enlarged_width, maps)
+    y, x = (torch.arange(n, dtype=maps.dtype, device=maps.device) + 0.5 for n in size)
+    return _Enlargement(top, bottom, down[:, None], rows, columns, y, x)
+
+
+def _likely(maps: Float[Tensor, "r y x"], enlarge: _Enlargement) -> Float[Tensor, "r Y X"]:
+    """The softmax of each enlarged map."""
+    wide = maps @ enlarge.columns.mT
+    # Whole rows are copied faster than multiplied: in all twice as fast as F.interpolate on a CPU.
+    logits = torch.lerp(wide.index_select(1, enlarge.top), wide.index_select(1, enlarge.bottom), enlarge.down)
+    return logits.flatten(1).softmax(-1).view_as(logits)
+
+
+def _positions(maps: Float[Tensor, "r y x"], enlarge: _Enlargement) -> Float[Tensor, "r 2"]:
+    likely = _likely(maps, enlarge)
     return torch.stack([(likely.sum(-2) * enlarge.x).sum(-1), (likely.sum(-1) * enlarge.y).sum(-1)], -1)
 
 
 def _gradient(
-    maps: Float[Tensor, "r y x"], xy: Float[Tensor, "r 2"], d_xy: Float[Tensor, "r 2"], enlarge: _Enlarge
+    maps: Float[Tensor, "r y x"], xy: Float[Tensor, "r 2"], d_xy: Float[Tensor, "r 2"], enlarge: _Enlargement
 ) -> Float[Tensor, "r y x"]:
     """That of `_positions` towards the maps."""
     along_x = d_xy[:, :1] * (enlarge.x - xy[:, :1])
     along_y = d_xy[:, 1:] * (enlarge.y - xy[:, 1:])
-    d_logits = enlarge.likely(maps).mul_(along_y[..., None] + along_x[:, None])
+    d_logits = _likely(maps, enlarge).mul_(along_y[..., None] + along_x[:, None])
     return (enlarge.rows.mT @ d_logits) @ enlarge.columns
 
 

@@ -10,7 +10,7 @@ lane has a place, and walks through its four cells. So no two lanes add to one s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -33,12 +33,14 @@ def expected_position(heat: Float[Tensor, "n t y x"], size: tuple[int, int]) -> 
 
 
 @triton.jit
+@no_type_check
 def _first(cell, small, large):
     """The first pixel whose centre lies in the cell that begins at place `cell`, -1 before the first place."""
     return tl.where(cell < 0, 0, tl.minimum(((2 * cell + 1) * large + small - 1) // (2 * small), large))
 
 
 @triton.jit
+@no_type_check
 def _pixels(cell, small, large, ACC: tl.constexpr):
     """A cell's first pixel, how many there are, and where in the cell the first one's centre is (0 to 1)."""
     first = _first(cell, small, large)
@@ -49,6 +51,7 @@ def _pixels(cell, small, large, ACC: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _corners(heat, row, column, y, x, ok, ACC: tl.constexpr):
     """The map's values at a cell's corners, those beyond the border being the nearest ones."""
     top, bottom = tl.maximum(row, 0) * x, tl.minimum(row + 1, y - 1) * x
@@ -61,6 +64,7 @@ def _corners(heat, row, column, y, x, ok, ACC: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _forward(
     heat, xy, normaliser, frames, stride_n, stride_t, y, x, height, width,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
@@ -115,6 +119,7 @@ def _forward(
 
 
 @triton.jit
+@no_type_check
 def _backward(
     heat, xy, normaliser, d_xy, d_heat, frames, stride_n, stride_t, y, x, height, width,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
@@ -157,9 +162,13 @@ def _backward(
     tl.store(d_heat + place * y * x + at, result.to(d_heat.dtype.element_ty), mask=ok)
 
 
-@torch.library.custom_op("fourd::expected_position", mutates_args=())
-def _expected_position(heat: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Of maps `n t y x`, positions `n t 2`, and log sum exp of each enlarged map, `n t`, for the backward pass."""
+@torch.library.custom_op(
+    "fourd::expected_position", mutates_args=(), schema="(Tensor heat, int height, int width) -> (Tensor, Tensor)"
+)
+def _expected_position(
+    heat: Float[Tensor, "n t y x"], height: int, width: int
+) -> tuple[Float[Tensor, "n t 2"], Float[Tensor, "n t"]]:
+    """The positions, and log sum exp of each enlarged map, which the backward pass needs."""
     heat, (xy, normaliser) = _in_rows(heat), _empty(heat)
     if xy.numel():
         _forward[(normaliser.numel(),)](
@@ -168,15 +177,19 @@ def _expected_position(heat: Tensor, height: int, width: int) -> tuple[Tensor, T
     return xy, normaliser
 
 
-@torch.library.custom_op("fourd::expected_position_backward", mutates_args=())
+@torch.library.custom_op(
+    "fourd::expected_position_backward",
+    mutates_args=(),
+    schema="(Tensor heat, Tensor xy, Tensor normaliser, Tensor d_xy, int height, int width) -> Tensor",
+)
 def _expected_position_backward(
-    heat: Tensor,
-    xy: Tensor,
-    normaliser: Tensor,
-    d_xy: Tensor,
+    heat: Float[Tensor, "n t y x"],
+    xy: Float[Tensor, "n t 2"],
+    normaliser: Float[Tensor, "n t"],
+    d_xy: Float[Tensor, "n t 2"],
     height: int,
     width: int,
-) -> Tensor:
+) -> Float[Tensor, "n t y x"]:
     """The gradient towards the maps, from that towards the positions."""
     heat, d_heat = _in_rows(heat), torch.empty_like(heat, memory_format=torch.contiguous_format)
     if heat.numel():
