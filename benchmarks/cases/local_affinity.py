@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from fourd_pamr import PAMR
@@ -26,15 +27,18 @@ def one_size(_: torch.device) -> dict[str, Form]:
     def simple(maps: Tensor, guide: Tensor) -> Tensor:
         return straightforward.refined(maps, guide, ROUNDS)
 
-    affinity, averaged = torch.compile(local_affinity, dynamic=False), torch.compile(propagate, dynamic=False)
-
     def compiled(maps: Tensor, guide: Tensor) -> Tensor:
-        weights = affinity(guide, DILATIONS, 0.05, 1e-5)
+        weights = _compiled(local_affinity)(guide, DILATIONS, 0.05, 1e-5)
         for _ in range(ROUNDS):  # all rounds in one graph would be minutes of compiling
-            maps = averaged(maps, weights, DILATIONS, 1)
+            maps = _compiled(propagate)(maps, weights, DILATIONS, 1)
         return maps
 
     return {OURS: ours, EAGER: ours, COMPILED: compiled, SIMPLE: simple}
+
+
+@cache
+def _compiled(function: Form) -> Form:
+    return torch.compile(function, dynamic=False)
 
 
 def schedule(_: torch.device) -> dict[str, Form]:
