@@ -33,7 +33,7 @@ def plain(maps: Tensor, guide: Tensor, dilations: tuple[int, ...], iterations: i
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     b=some.sampled_from([1, 2]),
-    channels=some.sampled_from([(1, 3), (5, 1), (33, 2)]),
+    channels=some.sampled_from([(1, 3), (5, 1), (18, 2)]),
     size=some.sampled_from([(1, 6), (5, 7), (2, 2), (9, 1)]),
     dilations=some.sampled_from([(1,), (1, 3, 5), (7, 2)]),
     iterations=some.integers(0, 2),
@@ -74,10 +74,10 @@ def test_seven_samples_and_none(device: torch.device) -> None:
 
 @pytest.mark.parametrize(("channels", "side"), [(3, 20), (70, 5)])
 def test_several_programs_and_single_precision(device: torch.device, channels: int, side: int) -> None:
-    """Of more pixels than one has, and of more channels."""
+    """Of more pixels than one has, and of more channels; no round may read what it writes."""
     maps, guide = noise(1, channels, side, side).to(device), noise(1, 3, side, side, seed=1).to(device)
-    found = refined(maps.float(), guide.float(), (1, 3))
-    for mine, right in zip(found, plain(maps, guide, (1, 3)), strict=True):
+    found = refined(maps.float(), guide.float(), (1, 3), iterations=3)
+    for mine, right in zip(found, plain(maps, guide, (1, 3), iterations=3), strict=True):
         torch.testing.assert_close(mine.double(), right, rtol=0, atol=2e-6)
 
 
