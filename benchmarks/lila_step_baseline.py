@@ -42,7 +42,8 @@ def encoder(w: Weights, views: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "
         y = F.linear(y.transpose(1, 2).flatten(2), p["attn.proj.weight"], p["attn.proj.bias"])
         x = x + p["ls1.gamma"] * y
         y = F.layer_norm(x, (c,), p["norm2.weight"], p["norm2.bias"], 1e-6)
-        y = F.linear(F.gelu(F.linear(y, p["mlp.fc1.weight"], p["mlp.fc1.bias"])), p["mlp.fc2.weight"], p["mlp.fc2.bias"])
+        y = F.gelu(F.linear(y, p["mlp.fc1.weight"], p["mlp.fc1.bias"]))
+        y = F.linear(y, p["mlp.fc2.weight"], p["mlp.fc2.bias"])
         x = x + p["ls2.gamma"] * y
         if i in TAPS:
             normed = F.layer_norm(x, (c,), w["norm.weight"], w["norm.bias"], 1e-6)[:, 1:]
@@ -117,7 +118,8 @@ def trusted(flow: Float[Tensor, "b 2 h w"], back: Float[Tensor, "b 2 h w"]) -> F
 
 def cut(maps: Float[Tensor, "b c h w"], theta: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b c h w"]:
     """Seen in a view."""
-    return F.grid_sample(maps, F.affine_grid(theta.to(maps), list(maps.shape), align_corners=False), align_corners=False)
+    grid = F.affine_grid(theta.to(maps), list(maps.shape), align_corners=False)
+    return F.grid_sample(maps, grid, align_corners=False)
 
 
 def standardised(query: Tensor, context: Tensor) -> list[Tensor]:

@@ -11,11 +11,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 def own_precision(device: torch.device) -> torch.autocast:
     """A context in which autocast is off for this device, the meta device included."""
     return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class Kept(NamedTuple):
@@ -45,7 +51,7 @@ KEPT = {
     ),
     "losses": Kept(
         "losses: differences and sums",
-        "fourd_core.kernels.gradient_matching, fourd_lila.in_context, fourd_l4p",
+        "fourd_core.kernels.gradient_matching, fourd_lila.objective, fourd_l4p",
         0.18,
         "the gradient, relative (a prediction within 0.01 of its target)",
     ),

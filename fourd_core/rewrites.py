@@ -20,7 +20,7 @@ class Rewrite:
 
     Args:
         name: a few words.
-        saves: one sentence on what it saves, with numbers; `docs/performance.md` has the same.
+        saves: one sentence on what it saves, with numbers; `docs/rewrites.md` has the same.
     """
 
     known: ClassVar[dict[str, Rewrite]] = {}

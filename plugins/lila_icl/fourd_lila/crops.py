@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fourd_core.precision import own_precision
+from fourd_core.precision import at_least_float32, own_precision
 
 
 @attrs.frozen
@@ -79,6 +79,6 @@ def cut_maps(
     In float32 also under autocast: coordinates in half precision are wrong by up to half a pixel.
     """
     with own_precision(maps.device):
-        maps = maps.float()
+        maps = at_least_float32(maps)
         grid = F.affine_grid(theta.to(maps), [len(maps), 1, size, size], align_corners=False)
         return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

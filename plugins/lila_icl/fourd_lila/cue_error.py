@@ -22,10 +22,10 @@ from fourd_core.cues.plan import keys_of
 from fourd_core.errors import RunError
 from fourd_core.files import as_json
 from fourd_core.interfaces import Component, Dataset, Head, Metric, Result, Video
+from fourd_core.kernels.linear_matching import apply_readout
 from fourd_core.progress import track
 from fourd_core.randomness import generator_for
 from fourd_core.system import System
-from fourd_lila.in_context import predict
 from fourd_lila.objective import LILA
 from fourd_lila.pairs import Pairs
 
@@ -176,7 +176,7 @@ def _predictors(system: System, objective: LILA) -> dict[str, Predictor]:
     def in_context(features: Callable[[Pairs], Float[Tensor, "1 2 d v v"]]) -> Predictor:
         def predictor(pair: Pairs) -> Float[Tensor, "1 k v v"]:
             query, context = features(pair).unbind(1)
-            return predict(query, objective.solved_readout(context, pair))
+            return apply_readout(query, objective.solved_readout(context, pair))
 
         return predictor
 
@@ -184,7 +184,7 @@ def _predictors(system: System, objective: LILA) -> dict[str, Predictor]:
     rows: dict[str, Predictor] = {}
     if objective.config.mode == "erm":
         rows["trained by ERM, solved in context"] = in_context(lambda pair: objective.features(system, pair))
-        rows["trained by ERM, own read-out"] = lambda pair: predict(
+        rows["trained by ERM, own read-out"] = lambda pair: apply_readout(
             objective.features(system, pair)[:, 0], objective.trained_readout(pair)
         )
     else:

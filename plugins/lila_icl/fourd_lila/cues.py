@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fourd_core.data import CueMaps
 from fourd_core.geometry.flow import flow_disagreement, half_frames
+from fourd_core.precision import at_least_float32
 from fourd_lila.crops import cut_maps
 
 DISPARITY_SCALE, DISPARITY_OFFSET, FARTHEST = 0.01, 0.1, 0.9
@@ -49,12 +50,12 @@ def pair_cue(maps: CueMaps, temperature: float = 0.05) -> PairCue:
     Args:
         temperature: how strictly forward and backward flow must agree, see `agreement`.
     """
-    values = maps.values.float()
+    values = at_least_float32(maps.values)
     known = torch.ones_like(values[:, :, :1], dtype=torch.bool) if maps.valid is None else maps.valid
     values = torch.where(known, values, 0)  # what a teacher leaves where it knows nothing may be NaN
     valid = known
     if maps.kind == "flow":
-        error = flow_disagreement(values) if maps.disagreement is None else maps.disagreement.float()
+        error = flow_disagreement(values) if maps.disagreement is None else at_least_float32(maps.disagreement)
         there, back = half_frames(values.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
         values, valid = torch.stack([there, -back], dim=1), valid & agreement(error, temperature)
     elif maps.kind == "disparity":

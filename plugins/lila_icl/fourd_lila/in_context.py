@@ -1,4 +1,4 @@
-"""The linear read-out: solved on one frame, applied to another. Source: google-research/lila, `forward_cross`."""
+"""The linear read-out as it is solved on a frame. Source: google-research/lila, `forward_cross`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fourd_core.kernels.ridge import weighted_ridge
-from fourd_core.precision import own_precision
+from fourd_core.precision import at_least_float32
 
 
 def row_weights(
@@ -16,7 +16,7 @@ def row_weights(
 ) -> Float[Tensor, "b pool_pool"]:
     """How much each pooled place counts in the solve: the product of the teachers' mean confidences, 0 where it is
     below `min_confidence`, 1 where there are no teachers."""
-    weights = F.adaptive_avg_pool2d(confidence.float(), pool).flatten(2).prod(dim=1)
+    weights = F.adaptive_avg_pool2d(at_least_float32(confidence), pool).flatten(2).prod(dim=1)
     return torch.where(weights < min_confidence, 0, weights)
 
 
@@ -38,14 +38,6 @@ def solve_readout(
     Raises:
         RunError: numbers that are not finite.
     """
-    x, y = (F.adaptive_avg_pool2d(maps.float(), pool).flatten(2).mT for maps in (features, cues))
+    x, y = (F.adaptive_avg_pool2d(at_least_float32(maps), pool).flatten(2).mT for maps in (features, cues))
     weights = row_weights(confidence, pool, min_confidence)
     return weighted_ridge(x, y, weights, ridge, bias=True)
-
-
-def predict(features: Float[Tensor, "b d h w"], readout: Float[Tensor, "b d_plus_1 k"]) -> Float[Tensor, "b k h w"]:
-    """Apply a linear map with bias to every pixel, in float32 also under autocast."""
-    weight, bias = readout[:, :-1].mT, readout[:, -1:].mT
-    with own_precision(features.device):
-        pixels: Tensor = weight @ features.float().flatten(2) + bias
-        return pixels.reshape(*pixels.shape[:2], *features.shape[-2:])

@@ -24,7 +24,7 @@ from fourd_core.errors import MediaError, PluginError
 from fourd_core.interfaces import CueProvider, Dataset, Draw, Head, Objective, Sample, Split, Video
 from fourd_core.kernels.gradient_matching import GradientForm
 from fourd_core.kernels.linear_matching import linear_matching
-from fourd_core.precision import own_precision
+from fourd_core.precision import at_least_float32, own_precision
 from fourd_core.system import System
 from fourd_lila import kept
 from fourd_lila.crops import Crop, base_frames, random_crop, random_flip, resize
@@ -250,7 +250,7 @@ class LILA(Objective):
     @torch.no_grad()
     def prepare(self, system: System, batch: Mapping[str, Tensor], generator: torch.Generator) -> Pairs:
         """Everything of a batch that does not learn: the views' tokens and their cues."""
-        views = batch["views"].float() / 255
+        views = batch["views"] / 255
         clip = Clip(views.flatten(0, 1)[:, None])
         tokens = system.encode(clip.frames, taps=(self.distill_tap,) if self.config.distill_channels else ())
         with own_precision(views.device):  # teachers and geometry in float32, as the reference
@@ -266,7 +266,7 @@ class LILA(Objective):
         for name, provider in system.cues.items():
             maps, declared = kept.from_batch(name, provider.kind, batch), _declared_channels(provider)
             if maps is None:
-                maps = provider(Clip(batch["frames"].float() / 255))
+                maps = provider(Clip(batch["frames"] / 255))
             if declared not in (None, maps.values.shape[2]):
                 raise PluginError(
                     f"[cues.{name}]: {type(provider).__name__} gave maps of {maps.values.shape[2]} channels where it "
@@ -287,7 +287,7 @@ class LILA(Objective):
         if self.config.distill_channels:
             maps = tokens[self.distill_tap].as_maps().unflatten(0, (-1, 2)).squeeze(2)
             chosen = random_channels(len(maps), maps.shape[2], self.config.distill_channels, generator)
-            distilled = self._refine(pick_channels(maps.float(), chosen.to(maps.device)), views)
+            distilled = self._refine(pick_channels(at_least_float32(maps), chosen.to(maps.device)), views)
             widths[DISTILLATION] = chosen.shape[1]
             channels = torch.cat([channels, channels.shape[1] + chosen], dim=1)
             valid.append(torch.ones_like(distilled, dtype=torch.bool))

@@ -10,13 +10,13 @@ import attrs
 import pytest
 import torch
 from fourd_lila.cue_error import LILACueError, encoder_features
-from fourd_lila.in_context import predict
 from fourd_lila.objective import LILA
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fourd_core.data import Clip, CueMaps
 from fourd_core.errors import RunError
 from fourd_core.interfaces import CueProvider
+from fourd_core.kernels.linear_matching import apply_readout
 from fourd_core.randomness import generator_for
 from fourd_core.system import System
 
@@ -45,7 +45,7 @@ def test_rows_and_their_numbers(system: System, moving) -> None:
     pairs = objective.prepare(system, batch, generator_for(0, "cue error channels", 0))
 
     def l1(features: torch.Tensor, groups: slice = slice(None)) -> float:
-        prediction = predict(features[:, 0], objective.solved_readout(features[:, 1], pairs))
+        prediction = apply_readout(features[:, 0], objective.solved_readout(features[:, 1], pairs))
         return (prediction - pairs.cues[:, 0]).abs()[:, groups][pairs.valid[:, 0][:, groups]].mean().item()
 
     trained, start, encoder = (
@@ -138,7 +138,9 @@ def test_places_where_a_teacher_is_not_trusted_are_not_counted(
         system, {k: v[None] for k, v in sample.items()}, generator_for(0, "cue error channels", 0)
     )
     features = objective.features(system, pairs)
-    error = (predict(features[:, 0], objective.solved_readout(features[:, 1], pairs)) - pairs.cues[:, 0]).abs()[:, 2:5]
+    error = (apply_readout(features[:, 0], objective.solved_readout(features[:, 1], pairs)) - pairs.cues[:, 0]).abs()[
+        :, 2:5
+    ]
     valid = pairs.valid[:, 0, 2:5]
     assert 0.1 < valid.float().mean() < 0.9
     assert (

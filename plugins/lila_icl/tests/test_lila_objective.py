@@ -8,7 +8,7 @@ import attrs
 import pytest
 import torch
 from fourd_lila.distillation import pick_channels, random_channels
-from fourd_lila.in_context import predict, solve_readout
+from fourd_lila.in_context import solve_readout
 from fourd_lila.objective import LILA
 from fourd_pamr import PAMR, Stage
 from torch import Tensor
@@ -18,6 +18,7 @@ from fourd_core.data import Clip, CueMaps
 from fourd_core.errors import MediaError, PluginError
 from fourd_core.interfaces import CueProvider
 from fourd_core.kernels.gradient_matching import gradient_matching, masked_l1
+from fourd_core.kernels.linear_matching import apply_readout
 from fourd_core.system import System
 
 Build = Callable[[dict[str, CueProvider]], System]
@@ -129,9 +130,9 @@ def test_losses_and_gradients_are_those_of_the_whole_prediction(
     pairs = objective.prepare(system, batch, seeded())
     features = objective.features(system, pairs)
     if mode == "erm":
-        predictions = [predict(view, objective.trained_readout(pairs)) for view in features.unbind(1)]
+        predictions = [apply_readout(view, objective.trained_readout(pairs)) for view in features.unbind(1)]
     else:
-        predictions = [predict(features[:, 0], objective.solved_readout(features[:, 1], pairs))]
+        predictions = [apply_readout(features[:, 0], objective.solved_readout(features[:, 1], pairs))]
     views = len(predictions)
     maps = torch.stack(predictions, 1).flatten(0, 1), *(m[:, :views].flatten(0, 1) for m in (pairs.cues, pairs.valid))
     l1, edge = masked_l1(*maps), gradient_matching(*maps, config.edge_sigma, form)
@@ -156,7 +157,7 @@ def test_gradients_reach_the_head_through_both_views_and_nothing_else(
     pairs = objective.prepare(system, batch, seeded())
     features = objective.features(system, pairs).detach().requires_grad_()
     readout = objective.solved_readout(features[:, 1], pairs)
-    predict(features[:, 0], readout).abs().mean().backward()
+    apply_readout(features[:, 0], readout).abs().mean().backward()
     assert features.grad[:, 0].abs().max() > 0 and features.grad[:, 1].abs().max() > 0
 
 
@@ -164,9 +165,9 @@ def test_features_that_hold_the_cue_explain_the_other_frame() -> None:
     generator = seeded()
     features = torch.randn(2, 2, 5, 16, 16, generator=generator)
     readout = torch.randn(2, 6, 3, generator=generator)
-    cues = torch.stack([predict(view, readout) for view in features.unbind(1)], 1)
+    cues = torch.stack([apply_readout(view, readout) for view in features.unbind(1)], 1)
     solved = solve_readout(features[:, 1], cues[:, 1], torch.ones(2, 0, 16, 16), pool=16, ridge=1e-6)
-    torch.testing.assert_close(predict(features[:, 0], solved), cues[:, 0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(apply_readout(features[:, 0], solved), cues[:, 0], rtol=0, atol=1e-3)
 
 
 def test_untrusted_places_do_not_take_part_in_the_solve() -> None:
