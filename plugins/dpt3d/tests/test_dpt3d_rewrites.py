@@ -14,7 +14,7 @@ from fourd_dpt3d.convolution import Conv3x3x3
 from fourd_dpt3d.dense3d import LEADING_FRAMES, Depth3D, Flow3D, Motion3D
 from fourd_dpt3d.enlarged_convolution import ENLARGED_CONVOLUTION, enlarged_convolution, pays
 from fourd_dpt3d.pixel_decoder import CHUNK_BYTES, FRUGAL_BACKWARD, PixelDecoder
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -32,7 +32,8 @@ PYRAMIDS = {
     "L4P": ((2, 4, 4), (2, 2, 2), (1, 1, 1), (0.5, 0.5, 0.5)),
     "tiny": ((2, 2, 2), (2, 1, 1), (1, 1, 1), (0.5, 0.5, 0.5)),
 }
-small = settings(max_examples=15, deadline=None, derandomize=True)
+# A failing example is not made smaller: that took minutes.
+small = settings(max_examples=15, deadline=None, derandomize=True, phases=[Phase.generate])
 
 
 def head_of(cls: type[Any], pyramid: str = "L4P", **keys: Any) -> Any:
