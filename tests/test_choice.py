@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fourd_core.kernels.choice import by_triton, using
 from fourd_core.rewrites import Rewrite
@@ -32,6 +33,16 @@ def test_triton_on_the_cpu_without_its_interpreter_is_refused(monkeypatch: pytes
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with using("triton"), pytest.raises(RuntimeError, match="triton"):
         by_triton(CPU)
+
+
+def test_on_one_gpu_triton_is_chosen_and_between_two_of_them_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="triton is not installed (it exists for Linux only)")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with FakeTensorMode():  # tensors without numbers, on GPUs that need not be there
+        here, there = (torch.empty(1, device=f"cuda:{number}") for number in range(2))
+    assert by_triton(here, None, here)
+    assert not by_triton(here, there)
+    assert not by_triton(here, CPU)
 
 
 def test_a_rewrite_is_on_but_within_off() -> None:

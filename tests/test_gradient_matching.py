@@ -146,6 +146,28 @@ def test_half_precision_predictions_are_judged_in_float32(dtype: torch.dtype) ->
     assert torch.equal(half.grad, whole.grad.to(dtype))
 
 
+def test_small_gradients_in_float16_wait_for_the_loss_scale() -> None:
+    # Only edges pull the left half, by less than float16 can hold.
+    prediction, other = torch.randn(2, 1, 2, 6, 8, generator=torch.Generator().manual_seed(1)).half().unbind()
+    target = prediction.float()
+    target[..., 4:] += other[..., 4:]
+    half, whole = prediction.clone().requires_grad_(), prediction.float().requires_grad_()
+    valid = torch.ones_like(target, dtype=torch.bool)
+    for leaf in (half, whole):
+        (2**20 * matching(leaf, target, valid, edge_weight=1e-6, form="signed").loss).backward()
+    assert whole.grad[..., 3].count_nonzero()
+    assert torch.equal(half.grad, whole.grad.half())
+
+
+def test_a_target_learns_nothing() -> None:
+    target = torch.randn(1, 2, 4, 4, requires_grad=True)
+    valid = torch.ones(1, 2, 4, 4, dtype=torch.bool)
+    prediction = torch.randn(1, 2, 4, 4)
+    assert not matching(prediction, target, valid).loss.requires_grad
+    matching(prediction.requires_grad_(), target, valid).loss.backward()
+    assert target.grad is None
+
+
 @pytest.mark.parametrize("size", [(1, 2, 4, 4), (0, 2, 4, 4)])
 def test_matching_where_nothing_is_valid(size: tuple[int, ...]) -> None:
     prediction = torch.randn(size, requires_grad=True)

@@ -98,6 +98,29 @@ def test_half_precision_features_are_read_in_float32(autocast: bool) -> None:
     torch.testing.assert_close(given, slopes, rtol=1e-2, atol=1e-6)
 
 
+def test_small_gradients_in_float16_wait_for_the_loss_scale() -> None:
+    features, readout, target, valid = case(2, 3, 2, 5, 4, torch.float32)
+    half, small = features.detach().half().requires_grad_(), readout.detach() * 1e-6
+    (2**20 * linear_matching(half, small, target, valid).loss).backward()
+    whole = half.detach().float().requires_grad_()
+    (2**20 * linear_matching(whole, small, target, valid).loss).backward()
+    assert torch.equal(half.grad, whole.grad.half())
+
+
+@pytest.mark.parametrize("size", [(0, 3, 2, 5, 4), (2, 3, 0, 5, 4)], ids=["no samples", "no cues"])
+def test_an_empty_batch_gives_zero(size: tuple[int, ...]) -> None:
+    features, readout, target, valid = case(*size)
+    found = linear_matching(features, readout, target.requires_grad_(), valid)
+    found.loss.backward()
+    assert found.loss == 0 and features.grad.count_nonzero() == 0
+    assert target.grad is None
+
+
+def test_a_target_learns_nothing() -> None:
+    features, readout, target, valid = case(*SIZES["maps"])
+    assert not linear_matching(features.detach(), readout.detach(), target.requires_grad_(), valid).loss.requires_grad
+
+
 def test_nothing_valid_gives_zero() -> None:
     features, readout, target, valid = case(*SIZES["maps"])
     found = linear_matching(features, readout, torch.full_like(target, torch.nan), valid & False)

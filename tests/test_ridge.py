@@ -157,6 +157,14 @@ def test_a_sample_without_a_solution_is_told_and_touches_no_other(broken: str, b
         assert got[1].count_nonzero() == 0
 
 
+def test_it_is_not_differentiated_twice() -> None:
+    inputs = [t.requires_grad_() for t in problem()]
+    slopes = torch.autograd.grad(weighted_ridge(*inputs, 0.1).square().sum(), inputs, create_graph=True)
+    for slope in slopes:
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            slope.sum().backward(retain_graph=True)
+
+
 def test_the_column_of_ones_is_penalised_too() -> None:
     x, y, c = problem()
     ones = torch.cat([x, torch.ones_like(x[..., :1])], -1)

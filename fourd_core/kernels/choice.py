@@ -1,8 +1,9 @@
 """Which form of an operation runs: its plain torch definition, or a Triton kernel that gives the same numbers faster.
 
-Triton kernels run where every tensor is on a CUDA device and Triton is there; everywhere else the definitions do. Tests
-run the kernels on a CPU in Triton's interpreter (`TRITON_INTERPRET=1` before triton is imported), a thousand times
-slower than the definitions: so it is never chosen by itself.
+Triton kernels run where all tensors are on one CUDA device and Triton is there; everywhere else the definitions do.
+Tests run the kernels on a CPU in Triton's interpreter (`TRITON_INTERPRET=1` before triton is imported), a thousand
+times slower than the definitions: so it is never chosen by itself. Triton launches on the current device, which need
+not be the tensors' (`device = "cuda:1"`): kernels are called within `torch.cuda.device_of` one of them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 from typing import Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 Form = Literal["best", "plain", "triton"]
 _form: Form = "best"
+_INSTALLED = find_spec("triton") is not None
 
 
 @contextmanager
@@ -35,10 +36,9 @@ def using(form: Form) -> Iterator[None]:
         _form = before
 
 
-@cache
 def has_triton() -> bool:
     """Whether Triton is installed; it is not imported for that."""
-    return find_spec("triton") is not None
+    return _INSTALLED
 
 
 def interpreted() -> bool:
@@ -52,7 +52,8 @@ def by_triton(*tensors: Tensor | None) -> bool:
     Raises:
         RuntimeError: "triton" was asked for, and Triton is missing or cannot work on these tensors.
     """
-    on_gpu = all(tensor is None or tensor.is_cuda for tensor in tensors)
+    present = [tensor for tensor in tensors if tensor is not None]
+    on_gpu = all(tensor.is_cuda and tensor.device == present[0].device for tensor in present)
     if _form == "plain":
         return False
     if _form == "best":
@@ -60,5 +61,7 @@ def by_triton(*tensors: Tensor | None) -> bool:
     if not has_triton():
         raise RuntimeError('using("triton"), but triton is not installed: pip install triton')
     if not on_gpu and not interpreted():
-        raise RuntimeError('using("triton"), but tensors are on the CPU: set TRITON_INTERPRET=1 before the start')
+        raise RuntimeError(
+            'using("triton"), but the tensors are not on one GPU; on the CPU set TRITON_INTERPRET=1 before the start'
+        )
     return True

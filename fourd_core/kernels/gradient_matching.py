@@ -101,7 +101,7 @@ def matching(
             f"and {tuple(valid.shape)}"
         )
     require_sigma(sigma)
-    differentiate = torch.is_grad_enabled() and prediction.requires_grad
+    target, differentiate = target.detach(), torch.is_grad_enabled() and prediction.requires_grad
     if by_triton(prediction, target, valid):
         from fourd_core.kernels.triton.gradient_matching import matching as in_one_read
 
@@ -118,6 +118,14 @@ def in_cache(values: Tensor) -> bool:
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def before_scaling(dtype: torch.dtype) -> torch.dtype:
+    """The type in which a gradient of tensors of this type waits for the factor of the backward pass.
+
+    float16 is kept in float32: gradients of means over millions of numbers are 0 in it before the loss is scaled up.
+    """
+    return torch.promote_types(dtype, torch.bfloat16)
+
+
 def require_sigma(sigma: float) -> None:
     """Raises ValueError unless sigma is above 0."""
     if not sigma > 0:
@@ -128,7 +136,7 @@ def _as_defined(
     prediction: Tensor, target: Tensor, valid: Tensor, sigma: float, form: GradientForm, edge_weight: float
 ) -> Matching:
     accurate = torch.promote_types(prediction.dtype, torch.float32)
-    prediction, target = prediction.to(accurate), target.detach().to(accurate)
+    prediction, target = prediction.to(accurate), target.to(accurate)
     # Invalid targets are replaced for both losses: a NaN would come back in the gradient as 0 * NaN.
     target = torch.where(valid, target, 0)
     l1 = masked_l1(prediction, target, valid)
@@ -269,7 +277,8 @@ class _InPieces(torch.autograd.Function):
                     pieces.add(piece, target[part], valid[part], y + rows < h, written)
         result = pieces.result()
         ctx.mark_non_differentiable(*result[1:])
-        ctx.save_for_backward(None if gradient is None else gradient.to(prediction.dtype))
+        ctx.save_for_backward(None if gradient is None else gradient.to(before_scaling(prediction.dtype)))
+        ctx.dtype = prediction.dtype
         return result
 
     @staticmethod
@@ -278,4 +287,4 @@ class _InPieces(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         # Most losses are differentiated as they are, and a copy of the gradient costs as much as a tenth of making it.
         scaled = gradient if incoming == 1 else gradient * incoming.to(gradient.dtype)
-        return scaled, None, None, None, None
+        return scaled.to(ctx.dtype), None, None, None, None

@@ -21,6 +21,7 @@ from fourd_core.kernels.gradient_matching import (
     Matching,
     Pieces,
     Terms,
+    before_scaling,
     count,
     in_cache,
     matching,
@@ -63,11 +64,12 @@ def linear_matching(
             f"{tuple(readout.shape)}, {tuple(target.shape)} and {tuple(valid.shape)}"
         )
     require_sigma(sigma)
-    if not (in_cache(features) or by_triton(features, readout, target, valid)) or torch.compiler.is_compiling():
+    whole = not (in_cache(features) or by_triton(features, readout, target, valid)) or torch.compiler.is_compiling()
+    if whole or not target.numel():
         return matching(apply_readout(features, readout), target, valid, sigma, form, edge_weight)
     needed = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (features, readout))
     terms = Terms(sigma, form, edge_weight)
-    return Matching(*_LinearMatching.apply(features, readout, target, valid, terms, needed))  # type: ignore[no-untyped-call]
+    return Matching(*_LinearMatching.apply(features, readout, target.detach(), valid, terms, needed))  # type: ignore[no-untyped-call]
 
 
 def apply_readout(
@@ -93,8 +95,9 @@ class _LinearMatching(torch.autograd.Function):
         needed: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
         walk = _by_chunks if by_triton(features, readout, target, valid) else _by_bands
-        with own_precision(features.device):
+        with own_precision(features.device), torch.cuda.device_of(features):
             losses, ctx.gradients = walk(features, readout, target, valid, terms, needed)
+        ctx.dtypes = features.dtype, readout.dtype
         ctx.mark_non_differentiable(*losses[1:])
         return losses
 
@@ -107,7 +110,10 @@ class _LinearMatching(torch.autograd.Function):
                 "up by the first one; call linear_matching again"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        features, readout = (None if gradient is None else _scaled(gradient, incoming) for gradient in gradients)
+        features, readout = (
+            None if gradient is None else _scaled(gradient, incoming).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
         return features, readout, None, None, None, None
 
 
@@ -116,7 +122,8 @@ def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
     if by_triton(gradient, factor):
         from fourd_core.kernels.triton.gradient_matching import scale_unless_one
 
-        scale_unless_one(gradient, factor)
+        with torch.cuda.device_of(gradient):
+            scale_unless_one(gradient, factor)
         return gradient
     return gradient if factor == 1 else gradient.mul_(factor)
 
@@ -132,11 +139,11 @@ def _by_bands(
     """On the CPU, some rows of a sample at a time; the row below them is predicted for its neighbours' sake."""
     b, d, h, w = features.shape
     k = readout.shape[2]
-    accurate = torch.promote_types(features.dtype, torch.float32)
+    accurate, held = torch.promote_types(features.dtype, torch.float32), before_scaling(features.dtype)
     pieces = Pieces(count(valid), accurate, terms)
     rows = min(h, max(4, BAND // max(max(d, k) * w, 1)))
     predictions, pulls = torch.empty(2, k * (rows + 1) * w, dtype=accurate)
-    of_features = torch.empty_like(features, memory_format=torch.contiguous_format) if needed[0] else None
+    of_features = features.new_empty(features.shape, dtype=held) if needed[0] else None
     of_readout = torch.zeros(b, k, d + 1, dtype=accurate) if needed[1] else None
     for i in range(b):
         pixels = features[i].flatten(1)
@@ -160,7 +167,7 @@ def _by_bands(
             if of_readout is not None:
                 of_readout[i, :, :d].addmm_(slope, x[:, :own].mT)
                 of_readout[i, :, d] += slope.sum(1)
-    return pieces.result(), (of_features, None if of_readout is None else of_readout.mT.to(readout.dtype))
+    return pieces.result(), (of_features, None if of_readout is None else of_readout.mT)
 
 
 def _by_chunks(
@@ -176,11 +183,11 @@ def _by_chunks(
 
     b, d, h, w = features.shape
     k = readout.shape[2]
-    accurate = torch.promote_types(features.dtype, torch.float32)
+    accurate, held = torch.promote_types(features.dtype, torch.float32), before_scaling(features.dtype)
     sums = Sums(valid, accurate, terms)
     together = max(1, CHUNK_BYTES // max(k * h * w * accurate.itemsize, 1))
     weight, bias = readout[:, :d].mT.to(accurate).contiguous(), readout[:, d].to(accurate).contiguous()
-    of_features = torch.empty_like(features, memory_format=torch.contiguous_format) if needed[0] else None
+    of_features = features.new_empty(features.shape, dtype=held) if needed[0] else None
     of_readout = weight.new_empty(b, k, d + 1) if needed[1] else None
     for first in range(0, b, together):
         part = slice(first, first + together)
@@ -194,7 +201,7 @@ def _by_chunks(
             of_readout[part, :, :d] = torch.bmm(slope.flatten(2), x.mT)
     if of_readout is not None:
         of_readout[:, :, d] = sums.of_bias().view(b, k)
-    return sums.result(), (of_features, None if of_readout is None else of_readout.mT.to(readout.dtype))
+    return sums.result(), (of_features, None if of_readout is None else of_readout.mT)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:

@@ -99,10 +99,11 @@ def _ridge(
 ) -> tuple[Float[Tensor, "b f k"], Float[Tensor, "b f f"], Bool[Tensor, " b"]]:
     """The readout, the Cholesky factor and what is solved."""
     with own_precision(features.device):
-        if by_triton(features, targets, weights):
+        if features.numel() and by_triton(features, targets, weights):
             from fourd_core.kernels.triton.ridge import normal_equations
 
-            gram, cross = normal_equations(features, targets, weights, bias, ridge)
+            with torch.cuda.device_of(features):
+                gram, cross = normal_equations(features, targets, weights, bias, ridge)
         else:
             gram, cross = _normal_equations(features, targets, weights, bias)
         gram.diagonal(dim1=1, dim2=2).add_(ridge)
@@ -148,6 +149,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, T
     ctx.save_for_backward(*tensors, *output)
 
 
+@torch.autograd.function.once_differentiable
 def _backward(ctx: Any, incoming: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     features, targets, weights, readout, factor, solved = ctx.saved_tensors
     by_features, by_targets, by_weights, *_ = ctx.needs_input_grad
@@ -192,16 +194,17 @@ def _features_gradient(
     ridge: float,
 ) -> Float[Tensor, "b n d"]:
     """c/N (Y Z' - X~ M), laid out in memory as the features are: X~ has the column of ones if there is a bias."""
-    if by_triton(features, targets, weights):
+    if features.numel() and by_triton(features, targets, weights):
         from fourd_core.kernels.triton.ridge import features_gradient
 
-        return features_gradient(features, targets, weights, z, m, solved, ridge)
+        with torch.cuda.device_of(features):
+            return features_gradient(features, targets, weights, z, m, solved, ridge)
     n, d = features.shape[1:]
     with own_precision(features.device):
         gradient = torch.empty_like(features, dtype=z.dtype)
         torch.bmm(targets.to(z.dtype), z[:, :d].mT, out=gradient)
         gradient.baddbmm_(features.to(z.dtype), m[:, :d, :d], alpha=-1)
-        if len(m[0]) > d:
+        if m.shape[1] > d:
             gradient.sub_(m[:, d:, :d])
         gradient.mul_(weights[..., None].to(z.dtype) / n)
         return gradient.masked_fill_(~solved[:, None, None], 0).to(features.dtype)

@@ -112,6 +112,31 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, error: float)
     torch.testing.assert_close(given, slopes(expected, half)[0], rtol=error, atol=1e-7)
 
 
+def test_small_gradients_in_float16_wait_for_the_loss_scale() -> None:
+    # Only edges pull the left half, by less than float16 can hold.
+    prediction, target, valid = maps((1, 1, 3, 8), share=1.0, dtype=torch.float32)
+    half = prediction.detach().half()
+    target = torch.where(torch.arange(8, device=DEVICE) < 4, half.float(), target)
+    leaves = half.clone().requires_grad_(), half.float().requires_grad_()
+    found = [torch.autograd.grad(2**20 * matching(p, target, valid, 0.1, "signed", 1e-6).loss, p)[0] for p in leaves]
+    assert found[1][..., 3].count_nonzero()
+    torch.testing.assert_close(found[0].float(), found[1], rtol=1e-3, atol=0)
+
+    whole, readout = torch.randn(1, 2, 3, 8, device=DEVICE), torch.randn(1, 3, 1, device=DEVICE) * 1e-6
+    found = []
+    for features in (whole.half().requires_grad_(), whole.half().float().requires_grad_()):
+        loss = 2**20 * linear_matching.linear_matching(features, readout, target, valid).loss
+        found.append(torch.autograd.grad(loss, features)[0].float())
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_mask_of_another_type_is_refused() -> None:
+    prediction, target, valid = maps((1, 1, 3, 4))
+    with pytest.raises(TypeError, match="valid must be bool, got float32"):
+        matching(prediction, target, valid.float())
+
+
 def test_gradcheck() -> None:
     prediction, target, valid = maps((1, 1, 3, 4))
     moved = prediction.detach() + torch.linspace(-0.1, 0.1, 12, dtype=torch.float64, device=DEVICE).view(1, 1, 3, 4)

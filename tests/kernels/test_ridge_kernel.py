@@ -70,6 +70,14 @@ def test_all_shapes(device: torch.device, b: int, n: int, d: int, k: int, layout
     assert_alike(answers(inputs, "triton", 0.1, bias), answers(inputs, "plain", 0.1, bias), 1e-12)
 
 
+@pytest.mark.parametrize("form", ["plain", "triton"])
+@pytest.mark.parametrize("size", [(0, 5, 3, 2), (2, 0, 3, 2), (2, 5, 0, 2), (2, 5, 3, 0)])
+def test_empty_inputs(device: torch.device, size: tuple[int, ...], form: choice.Form) -> None:
+    readout, *gradients = answers(problem(device, *size), form, 0.1, True)
+    assert readout.shape == (size[0], size[2] + 1, size[3])
+    assert all(bool(tensor.isfinite().all()) for tensor in (readout, *gradients))
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_several_tiles(device: torch.device, bias: bool) -> None:
     inputs = problem(device, 1, 20, 70, 35, layout="maps")

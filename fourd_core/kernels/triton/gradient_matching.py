@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fourd_core.kernels.gradient_matching import GradientForm, Terms
+from fourd_core.kernels.gradient_matching import GradientForm, Terms, before_scaling
 from fourd_core.kernels.triton.compiled import Shipped
 
 ROWS = 16
@@ -159,11 +159,13 @@ class Sums:
     """Both losses, and their gradient, of samples that come chunk after chunk.
 
     Args:
-        valid: (b c h w), of all samples; bool, as everywhere.
+        valid: (b c h w), of all samples.
         dtype: of the sums: float32 or float64.
     """
 
     def __init__(self, valid: Tensor, dtype: torch.dtype, terms: Terms) -> None:
+        if valid.dtype != torch.bool:  # whose bytes are read
+            raise TypeError(f"valid must be bool, got {str(valid.dtype).removeprefix('torch.')}")
         self.edge_weight = terms.edge_weight
         self.shape = b, c, h, w = valid.shape
         self.block = _block(w)
@@ -242,12 +244,13 @@ def matching(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, L1, edge, and the loss's gradient by the prediction, empty unless it is wanted."""
     accurate = torch.promote_types(prediction.dtype, torch.float32)
-    sums = Sums(valid, accurate, Terms(sigma, cast(GradientForm, form), edge_weight))
     b, c, _, _ = prediction.shape
-    gradient = torch.empty_like(prediction, memory_format=torch.contiguous_format) if differentiate else None
+    gradient = prediction.new_empty(prediction.shape if differentiate else 0, dtype=before_scaling(prediction.dtype))
     none = torch.zeros(b, c, dtype=accurate, device=prediction.device)
-    sums.add(prediction.contiguous(), target, valid, none, gradient, 0)
-    return *sums.result(), prediction.new_empty(0) if gradient is None else gradient
+    with torch.cuda.device_of(prediction):
+        sums = Sums(valid, accurate, Terms(sigma, cast(GradientForm, form), edge_weight))
+        sums.add(prediction.contiguous(), target, valid, none, gradient if differentiate else None, 0)
+    return *sums.result(), gradient
 
 
 @matching.register_fake
@@ -262,16 +265,18 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     accurate = torch.promote_types(prediction.dtype, torch.float32)
     loss, l1, edge = (prediction.new_empty((), dtype=accurate) for _ in range(3))
-    return loss, l1, edge, prediction.new_empty(prediction.shape if differentiate else 0)
+    shape = prediction.shape if differentiate else 0
+    return loss, l1, edge, prediction.new_empty(shape, dtype=before_scaling(prediction.dtype))
 
 
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[3])
+    ctx.dtype = inputs[0].dtype
 
 
 def _backward(ctx: Any, incoming: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
-    return gradient * incoming.to(gradient.dtype), None, None, None, None, None, None
+    return (gradient * incoming.to(gradient.dtype)).to(ctx.dtype), None, None, None, None, None, None
 
 
 matching.register_autograd(_backward, setup_context=_keep_gradient)
