@@ -29,6 +29,9 @@ BACKEND: str | Callable[..., Any] = "inductor"
 FORMS = 8
 """Of a module's inputs, how many are compiled at most; torch takes further ones as they are."""
 
+PLAIN = (int, float, str, type(None), torch.dtype, torch.device)
+"""What two inputs of one form have in common besides their tensors' shapes."""
+
 
 def check_compile(how: Compile, device: torch.device, stage: str) -> None:
     """Find what cannot work before anything is written.
@@ -105,4 +108,5 @@ def _form(value: Any) -> Hashable:
         return tuple((key, _form(item)) for key, item in value.items())
     if isinstance(value, list | tuple):
         return tuple(_form(item) for item in value)
-    return cast(Hashable, value)
+    # Of anything else its kind: kept as it is, a record would keep its tensors from being freed.
+    return cast(Hashable, value if isinstance(value, PLAIN) else type(value))

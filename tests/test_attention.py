@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -113,6 +113,31 @@ def test_compiles_and_exports_whole(ordered: bool, monkeypatch: pytest.MonkeyPat
 
 
 # Who computes it
+
+
+class Watched(torch.Tensor):
+    """A tensor that says it is on a GPU, and keeps the order in which torch tries its kernels."""
+
+    is_cuda = True  # type: ignore[assignment]
+    orders: ClassVar[list[list[int]]] = []
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            cls.orders.append(torch._C._get_sdp_priority_order())
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize(("major", "ours"), [(8, False), (9, True), (10, False)])
+def test_the_order_of_kernels_is_ours_on_hopper_alone(major: int, ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major, minor=0))
+    monkeypatch.setattr(Watched, "orders", [])
+    before = torch._C._get_sdp_priority_order()
+    q, k, v = (x.as_subclass(Watched) for x in random_qkv())
+    torch.testing.assert_close(attention(q, k, v).as_subclass(torch.Tensor), definition(*random_qkv(), 0.5))
+    (order,) = Watched.orders
+    assert (order[: len(module.ON_HOPPER)] == [int(kernel) for kernel in module.ON_HOPPER]) == ours
+    assert torch._C._get_sdp_priority_order() == before
 
 
 def test_torch_has_every_kernel_that_may_be_taken_on_hopper() -> None:
@@ -227,6 +252,18 @@ def test_what_xformers_cannot_take_is_refused(usable: list[Any]) -> None:
     with pytest.raises(RunError, match="it needs CUDA tensors, and these are on cpu"):
         attention(*random_qkv(), backend="xformers")
     assert not usable
+
+
+def test_what_xformers_has_no_operator_for_is_refused_in_one_sentence(
+    usable: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*inputs: torch.Tensor, scale: float | None) -> torch.Tensor:
+        raise NotImplementedError("No operator found for `memory_efficient_attention_forward` with inputs:\n     query")
+
+    operators = SimpleNamespace(memory_efficient_attention=refuses)
+    monkeypatch.setattr(module, "_xformers", lambda: (operators, ""))
+    with pytest.raises(RunError, match=r'no operator .* 8 channels in torch\.float64 .* attention = "auto"$'):
+        attention(*on_gpu(8), backend="xformers")
 
 
 def test_auto_takes_xformers_where_the_table_says_so_and_nowhere_else(

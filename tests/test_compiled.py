@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from helpers import ROOT, Answer, Fourd, shell_environment
 from toy_fourd import LinearHead, Patches
 
 from fourd_core import compiled
+from fourd_core.data import Grid, TokenMap
 from fourd_core.errors import RunError
 from fourd_core.system import System
 
@@ -154,6 +156,19 @@ def test_what_comes_again_is_compiled_and_modules_are_left_as_they_were(monkeypa
             assert len(graphs) == counted  # not for the first of a form, nor for the only one
             torch.testing.assert_close(answers, expected)
             assert "forward" not in vars(linear)
+
+
+def test_a_record_among_the_inputs_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin's module may take any: records, sets."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    forward = compiled._Forward("heads.depth", lambda token_map, taps: token_map.values + len(taps), "default")
+    kept = []
+    for number in range(3):
+        values = torch.full((1, 4, 3), float(number))
+        kept.append(weakref.ref(values))
+        assert torch.equal(forward(TokenMap(values, Grid(1, 2, 2)), {1, 2}), values + 2)
+        del values
+    assert [alive() for alive in kept] == [None] * 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

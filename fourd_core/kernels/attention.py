@@ -123,7 +123,13 @@ def _by_xformers(
     if reason := reason or _why_not_width(q.shape[-1]):
         raise RunError(f'attention = "xformers" cannot be used here: {reason}; set attention = "auto"')
     parts = (part.transpose(1, 2) for part in (q, k, v))  # its layout is b n h d
-    out: Tensor = operators.memory_efficient_attention(*parts, scale=scale)
+    try:
+        out: Tensor = operators.memory_efficient_attention(*parts, scale=scale)
+    except NotImplementedError as error:  # float64, for example; what it says takes a page
+        raise RunError(
+            f'attention = "xformers" cannot be used here: it has no operator for heads of {q.shape[-1]} channels in '
+            f'{q.dtype} on this device; set attention = "auto"'
+        ) from error
     return out.transpose(1, 2)
 
 

@@ -13,10 +13,11 @@ from fourd_sam_sparse import mask_decoder
 from fourd_sam_sparse.head import SamTrack
 from fourd_sam_sparse.memory import TrackMemory
 from fourd_sam_sparse.two_way import Attention
+from fourd_sam_sparse.upscaling import Upscaling
 from fourd_sam_sparse.written import LOW_RANK
 from torch import Tensor
 
-from fourd_core.data import Clip, Queries, Tracks
+from fourd_core.data import Clip, Grid, Queries, Tracks
 from fourd_core.interfaces import BackboneSpec, TapSpec
 from fourd_core.kernels.map_readout import enlarged_mean, expected_position
 from fourd_core.testing import check_component
@@ -274,6 +275,17 @@ def test_places_are_not_rounded_under_autocast(case: Any) -> None:
     exact = head.prompt_encoder.pe_layer(places)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(head.prompt_encoder.pe_layer(places), exact)
+
+
+@torch.no_grad()
+def test_the_product_that_maps_come_from_is_not_rounded_under_autocast() -> None:
+    upscaling, weights, grid = Upscaling(32, 2), torch.randn(1, 4, 3), Grid(1, 2, 3)
+    tokens = torch.randn(1, 6, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        channels = upscaling.maps(tokens, torch.eye(4)[None], grid)  # each as a map of its own: nothing is added
+        maps = upscaling.maps(tokens, weights, grid)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, torch.einsum("netyx,nem->nmtyx", channels, weights), rtol=1e-6, atol=1e-6)
 
 
 def test_runs_on_the_meta_device(case: Any) -> None:

@@ -69,6 +69,17 @@ def test_equals_the_form_as_published(case: Any, shift: int) -> None:
         assert all(most < 1e-10 for most in apart.values()), ([rewrite.name for rewrite in off], apart)
 
 
+@pytest.mark.parametrize("each", [1, 40_000])
+@torch.no_grad()
+def test_parts_of_any_size_give_the_same(case: Any, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step in time of a point, and a few; in the second window some steps have a history."""
+    head, memory = case.head(), case.memory()
+    wanted = answers(case, head, memory, shift=2)
+    monkeypatch.setattr(mask_decoder, "WORKING", {"cpu": each})
+    got = answers(case, head, memory, shift=2)
+    assert max(float((got[name] - wanted[name]).abs().max()) for name in wanted) < 1e-10
+
+
 def test_gradients_equal_those_of_the_form_as_published(case: Any) -> None:
     head, memory = case.head(), case.memory()
 
