@@ -149,6 +149,9 @@ def test_gradcheck() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_linear_map_chunk_by_chunk(form: GradientForm, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three samples, two of which make a chunk; features in half precision are computed with in float32."""
+    from fourd_core.kernels.triton import gradient_matching as kernels
+
+    monkeypatch.setattr(kernels, "SCALE_BLOCK", 64)
     monkeypatch.setattr(linear_matching, "CHUNK_BYTES", 2 * 2 * 4 * 5 * (8 if dtype == torch.float64 else 4))
     accurate = torch.promote_types(dtype, torch.float32)
     _, target, valid = maps((3, 2, 4, 5), dtype=accurate)
@@ -156,7 +159,8 @@ def test_a_linear_map_chunk_by_chunk(form: GradientForm, dtype: torch.dtype, mon
     features = torch.randn(3, 6, 4, 5, generator=generator, dtype=torch.float64).to(DEVICE, dtype)[:, ::2]
     readout = torch.randn(3, 4, 2, generator=generator, dtype=torch.float64).to(DEVICE, accurate)
     leaves = features.requires_grad_(), readout.requires_grad_()
-    found = linear_matching.linear_matching(*leaves, target, valid, 0.3, form, 0.7)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        found = linear_matching.linear_matching(*leaves, target, valid, 0.3, form, 0.7)
     given = slopes(found, *leaves)
     with choice.using("plain"):
         prediction = linear_matching.apply_readout(*leaves)

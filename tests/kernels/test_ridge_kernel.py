@@ -114,6 +114,14 @@ def test_two_runs_over_several_splits_are_equal_to_the_bit(device: torch.device)
     assert_alike(first, answers(inputs, "plain", 0.1, True), 1e-2 if device.type == "cuda" else 1e-5)
 
 
+def test_small_ridges_are_not_solved_in_tf32() -> None:
+    """Which the interpreter does not imitate."""
+    from fourd_core.kernels.triton.ridge import tiles
+
+    assert [tiles(torch.float32, ridge).precision for ridge in (0.1, 1e-2, 9e-3)] == ["tf32", "tf32", "tf32x3"]
+    assert tiles(torch.float64, 0.1).precision == "ieee"
+
+
 def test_the_gram_matrix_is_its_own_mirror(device: torch.device) -> None:
     from fourd_core.kernels.triton.ridge import normal_equations
 

@@ -76,7 +76,8 @@ def cut_maps(
 ) -> Float[Tensor, "b c size size"]:
     """Maps of whole frames, sampled bilinearly where the views' pixels lie (zeros beyond the frame).
 
-    In float32 also under autocast: coordinates in half precision are wrong by up to half a pixel.
+    In float32 (float64 for float64 maps) also under autocast: coordinates in half precision are wrong by up to half a
+    pixel.
     """
     with own_precision(maps.device):
         maps = at_least_float32(maps)

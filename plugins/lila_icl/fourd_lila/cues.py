@@ -45,7 +45,9 @@ class PairCue:
 
 
 def pair_cue(maps: CueMaps, temperature: float = 0.05) -> PairCue:
-    """A teacher's answer for clips of (query, context) as scene cues with their confidence, in float32.
+    """A teacher's answer for clips of (query, context) as scene cues with their confidence.
+
+    In float32 (float64 for float64 maps).
 
     Args:
         temperature: how strictly forward and backward flow must agree, see `agreement`.

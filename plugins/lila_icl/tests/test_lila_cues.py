@@ -11,6 +11,7 @@ import pytest
 import torch
 from fourd_lila.crops import Crop, base_frames, cut_maps, random_crop
 from fourd_lila.cues import PairCue, agreement, cut_cue, depth_from_disparity, pair_cue, stack_cues
+from fourd_lila.in_context import solve_readout
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,6 +30,16 @@ def in_pixels(flow: Tensor) -> Tensor:
     """Flow that is stored in half frame widths and heights."""
     height, width = flow.shape[-2:]
     return flow * torch.tensor([width / 2, height / 2])[:, None, None]
+
+
+def test_double_precision_stays_and_half_precision_becomes_single() -> None:
+    theta = torch.stack([Crop(0, 0, 8).theta(10), Crop(1, 2, 8).theta(10)])[None]
+    for given, wanted in ((torch.float64, torch.float64), (torch.float16, torch.float32)):
+        flow, features = torch.rand(1, 2, 2, 8, 8, dtype=given), torch.rand(1, 3, 8, 8, dtype=given)
+        known = CueMaps(flow, "flow", disagreement=torch.rand(1, 2, 1, 8, 8, dtype=given))
+        cue = cut_cue(pair_cue(known), theta, 8)
+        assert {cue.values.dtype, cue.valid.dtype, cue.known.dtype} == {wanted}
+        assert solve_readout(features, cue.values[:, 1], cue.valid[:, 1], 4).dtype == wanted
 
 
 def test_crops_equal_the_stored_ones() -> None:
