@@ -61,7 +61,8 @@ def weighted_ridge(
     Computed in float32 (float64 for float64 features), also under autocast. On a GPU float32's products run on tensor
     cores: for `ridge` >= 0.01 in tf32, which moves predictions by 1e-4, the map by 5e-4 and the features' gradients by
     2e-3 of their norms (128 features of unit scale, their spectrum exp(-6i/128), N = 1024, tf32 imitated on a CPU;
-    float32: 1e-6, 5e-6, 5e-6); below 0.01 in three products of tf32, which are as good as float32's.
+    float32: 1e-6, 5e-6, 5e-6); below 0.01 in three products of tf32, which are as good as float32's. The gradients
+    are not differentiable again.
 
     Args:
         weights: one per row, >= 0; the numbers of a row of weight 0 must be finite too.

@@ -37,7 +37,7 @@ class Tiles:
     """How a kernel cuts its work."""
 
     precision: str
-    """Of a product: "tf32" rounds its factors to 10 bits, "tf32x3" makes up for that by two more, "ieee" is exact."""
+    """Of a product: "tf32" cuts its factors to 10 bits, "tf32x3" makes up for that by two more, "ieee" is exact."""
     sums: Any
     """Type of the sums."""
     side: int
