@@ -1,9 +1,10 @@
 """Pixel-adaptive local averaging: weights from a guide picture's local contrast, applied to maps again and again.
 
 Every pixel i has eight neighbours n at each dilation d: `(±d or 0, ±d or 0)` pixels away, beyond the border the nearest
-border pixel. With guide I, averaged over its channels,
+border pixel. With guide I,
 
-    weight_n(i) = softmax over n of  -|I(i) - I(n)| / (eps + sigma * std(i))
+    score_n(i)  = mean over I's channels of  -|I(i) - I(n)| / (eps + sigma * std(i))
+    weight_n(i) = softmax over n of score_n(i)
     map(i)     <- sum over n of  weight_n(i) * map(n)
 
 where std is the unbiased deviation of the 3 x 3 values of all dilations, so that the centre counts once per dilation.
@@ -35,7 +36,7 @@ def local_affinity(
 ) -> Float[Tensor, "b n h w"]:
     """The weight of each pixel's neighbours, dilation by dilation in the order of `NEIGHBOURS`; they add up to 1.
 
-    Beside the result it needs memory for about six copies of the guide.
+    Beside the result it needs memory for about six copies of the guide in float32; in Triton, for one at most.
 
     Args:
         dilations: distances of the neighbours in pixels, each at least 1.

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from fourd_core.kernels.gradient_matching import matching
 from fourd_core.kernels.linear_matching import linear_matching
+from fourd_core.kernels.local_affinity import local_affinity, propagate
+from fourd_core.kernels.map_readout import expected_position
 from fourd_core.kernels.ridge import weighted_ridge
 
 pytestmark = pytest.mark.usefixtures("triton")
 
 
 def work(device: torch.device | str) -> list[Tensor]:
-    """The gradients of every operation."""
+    """The gradients of every operation, and an average, which has none."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
@@ -28,8 +30,10 @@ def work(device: torch.device | str) -> list[Tensor]:
     target, valid = noise(2, 1, 4, 5).detach(), torch.ones(2, 1, 4, 5, dtype=torch.bool, device=device)
     solved = weighted_ridge(rows, noise(2, 5, 2), noise(2, 5).detach().abs(), 0.1, bias=True)
     losses = matching(maps[:, :1], target, valid).loss + 2 * linear_matching(maps, readout, target, valid).loss
-    (losses + solved.square().sum()).backward()
-    return [rows.grad, maps.grad, readout.grad]
+    positions = expected_position(maps, (6, 6))
+    (losses + solved.square().sum() + positions.square().sum()).backward()
+    averages = propagate(maps, local_affinity(maps, (1,), 0.05, 1e-5), (1,), 2)
+    return [rows.grad, maps.grad, readout.grad, averages]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="watches the interpreter")
@@ -53,7 +57,7 @@ def test_every_launch_is_within_a_device_guard(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     monkeypatch.setattr(GridExecutor, "__call__", watched)
     work("cpu")
-    assert guarded == 9 * [True]
+    assert guarded == 14 * [True]
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

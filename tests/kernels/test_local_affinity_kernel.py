@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 
@@ -32,16 +32,15 @@ def plain(maps: Tensor, guide: Tensor, dilations: tuple[int, ...], iterations: i
 
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    b=some.sampled_from([1, 2]),
     channels=some.sampled_from([(1, 3), (5, 1), (18, 2)]),
     size=some.sampled_from([(1, 6), (5, 7), (2, 2), (9, 1)]),
-    dilations=some.sampled_from([(1,), (1, 3, 5), (7, 2)]),
+    dilations=some.sampled_from([(1,), (7, 2)]),
     iterations=some.integers(0, 2),
     layout=some.sampled_from(["rows", "channels last", "turned", "apart"]),
 )
+@example((5, 3), (5, 7), (1, 3, 5), 2, "apart")
 def test_kernels_are_the_definition(
     device: torch.device,
-    b: int,
     channels: tuple[int, int],
     size: tuple[int, int],
     dilations: tuple[int, ...],
@@ -58,7 +57,7 @@ def test_kernels_are_the_definition(
                 return torch.stack([maps, maps], -1)[..., 0]
         return maps
 
-    maps, guide = (laid_out(noise(b, c, *size, seed=c).to(device)) for c in channels)
+    maps, guide = (laid_out(noise(2, c, *size, seed=c).to(device)) for c in channels)
     wanted = plain(maps, guide, dilations, iterations)
     for found, right in zip(refined(maps, guide, dilations, iterations), wanted, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-14)
@@ -72,13 +71,21 @@ def test_seven_samples_and_none(device: torch.device) -> None:
     assert refined(maps[:0], guide[:0], (2,))[1].shape == (0, 3, 9, 8)
 
 
-@pytest.mark.parametrize(("channels", "side"), [(3, 20), (70, 5)])
+@pytest.mark.parametrize(("channels", "side"), [(3, 9), (80, 5)])
 def test_several_programs_and_single_precision(device: torch.device, channels: int, side: int) -> None:
     """Of more pixels than one has, and of more channels; no round may read what it writes."""
     maps, guide = noise(1, channels, side, side).to(device), noise(1, 3, side, side, seed=1).to(device)
     found = refined(maps.float(), guide.float(), (1, 3), iterations=3)
     for mine, right in zip(found, plain(maps, guide, (1, 3), iterations=3), strict=True):
-        torch.testing.assert_close(mine.double(), right, rtol=0, atol=2e-6)
+        torch.testing.assert_close(mine.double(), right, rtol=0, atol=1e-5)
+
+
+def test_weights_that_lie_otherwise_and_no_rounds(device: torch.device) -> None:
+    maps, guide = noise(2, 3, 4, 5).to(device), noise(2, 1, 4, 5, seed=1).to(device)
+    weights, right = plain(maps, guide, (1,), 1)
+    turned = weights.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(propagate(maps, turned, (1,), 1), right, rtol=1e-12, atol=1e-14)
+    assert torch.equal(propagate(maps, weights, (1,), -1), maps)
 
 
 def test_the_first_authors_dilations(device: torch.device) -> None:
@@ -103,7 +110,7 @@ def test_half_precision(device: torch.device, dtype: torch.dtype, error: float) 
     right_weights, right = plain(maps.float(), guide.float(), (1, 3), iterations=3)
     assert weights.dtype == torch.float32
     assert found.dtype == dtype
-    torch.testing.assert_close(weights, right_weights, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(weights, right_weights, rtol=5e-5, atol=1e-7)
     torch.testing.assert_close(found.float(), right, rtol=0, atol=error)
 
 

@@ -171,9 +171,10 @@ def _expected_position(
     """The positions, and log sum exp of each enlarged map, which the backward pass needs."""
     heat, (xy, normaliser) = _in_rows(heat), _empty(heat)
     if xy.numel():
-        _forward[(normaliser.numel(),)](
-            heat, xy, normaliser, *_measures(heat, height, width), **_options(heat, height, width)
-        )
+        with torch.cuda.device_of(heat):
+            _forward[(normaliser.numel(),)](
+                heat, xy, normaliser, *_measures(heat, height, width), **_options(heat, height, width)
+            )
     return xy, normaliser
 
 
@@ -195,7 +196,8 @@ def _expected_position_backward(
     if heat.numel():
         grid = (normaliser.numel(), triton.cdiv(heat[0, 0].numel(), CELLS))
         tensors = heat, xy.contiguous(), normaliser.contiguous(), d_xy.contiguous(), d_heat
-        _backward[grid](*tensors, *_measures(heat, height, width), **_options(heat, height, width))
+        with torch.cuda.device_of(heat):
+            _backward[grid](*tensors, *_measures(heat, height, width), **_options(heat, height, width))
     return d_heat
 
 
