@@ -104,6 +104,7 @@ class Bench:
             self.forms[COMPILED] = torch.compile(self.forms[case.compiled], dynamic=False)
         self.found = {name: Measured() for name in self.forms}
         self.cotangents: dict[tuple[int, tuple[int, ...], torch.dtype], Tensor] = {}
+        self.note = ""
 
     def _inputs(self, number: int) -> Inputs:
         return self.case.inputs(torch.Generator(self.machine.device).manual_seed(self.seed + number))
@@ -133,7 +134,7 @@ class Bench:
             with choice.using("plain"):
                 return [t.detach() for t in self.evaluate(SIMPLE, raised)]
         except Exception as error:  # too large for this machine: then there are no errors in the table
-            self.found[SIMPLE].note = f"no reference: {_short(error)}"
+            self.note = f"no reference: {_short(error)}"
             return None
         finally:
             self.cotangents.clear()  # those in float64 are large
@@ -142,8 +143,6 @@ class Bench:
     def _first(self, name: str, reference: list[Tensor] | None) -> float:
         """Check a form, warm it up, and see how long it takes."""
         found, expected = self.found[name], 0.0
-        if name == SIMPLE:
-            found.note = ""
 
         def warm_up() -> None:
             for _ in range(2 if self.machine.device.type == "cuda" else 0):
@@ -269,7 +268,7 @@ def measure(case: Case, machine: Machine, ceilings: Mapping[str, float], compile
     }  # fmt: skip
     try:
         bench = Bench(case, machine, compiled)
-        return about | {"seed": bench.seed, "rows": rows(bench.run(), floor)}
+        return about | {"seed": bench.seed, "rows": rows(bench.run(), floor), "note": bench.note}
     except Exception as error:  # the inputs or what a form needs could not be made
         return about | {"rows": [], "note": _short(error)}
     finally:

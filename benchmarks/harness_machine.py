@@ -10,6 +10,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ Call = Callable[[int], object]
 """A piece of work; the number says which of several sets of inputs it takes."""
 
 GPU_SPAN = 0.005
-"""Seconds of a GPU between two events, at least: short calls are repeated until their launches overlap as in use."""
+"""Seconds of a GPU between two events, at least: shorter calls are repeated."""
+GPU_PAUSE = 20_000_000
+"""Cycles, about 10 ms, for which a GPU waits before repeated calls: these are launched meanwhile, so that a call that
+takes less time than Python needs to launch it is not measured as Python."""
 
 
 class Machine:
@@ -103,6 +107,8 @@ class Gpu(Machine):
         calls = max(1, min(50, int(1000 * GPU_SPAN / max(expected, 1e-3))))
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
+        if calls > 1:
+            torch.cuda._sleep(GPU_PAUSE)
         start.record()
         for number in range(calls):
             call(number)
@@ -134,7 +140,8 @@ class Gpu(Machine):
     def release(self) -> None:
         """As above."""
         gc.collect()
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # after an illegal access this fails too, and `alive` tells
+            torch.cuda.empty_cache()
 
     def ceilings(self, quick: bool) -> dict[str, float]:
         """As above; "tf32" is what a float32 product gives with the matrix units' own precision."""

@@ -39,6 +39,8 @@ def print_case(operation: str, case: Mapping[str, Any]) -> None:
         table.add_row(*(shown(column, row[column]) for column in columns))
     wide = Console(width=max(140, Console().width))
     wide.print(table if case["rows"] else f"{title}: {case.get('note', 'nothing')}", markup=False)
+    if case["rows"] and case.get("note"):
+        say(case["note"])
 
 
 def say(text: str) -> None:
