@@ -90,6 +90,8 @@ class Clip:
     def __attrs_post_init__(self) -> None:
         if self.frames.ndim != 5:
             raise ValueError(f"Clip.frames must be 'b t c h w', got shape {tuple(self.frames.shape)}")
+        if self.wanted is not None and self.wanted < 1:
+            raise ValueError(f"Clip.wanted must be at least 1, or None for all frames, got {self.wanted}")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -141,6 +141,11 @@ def test_heads_are_asked_about_all_frames_with_a_gradient_or_a_memory() -> None:
     assert remembered.asked == [None, None, None]
 
 
+def test_no_head_is_asked_about_nothing() -> None:
+    with pytest.raises(ValueError, match="wanted must be at least 1"):
+        Clip(torch.rand(1, 4, 3, *SIZE), wanted=0)
+
+
 def test_memories_are_told_when_windows_follow() -> None:
     memory = Counting()
     predict(clock_system({"points": Follower()}, {"points": memory}), 9, points(0))

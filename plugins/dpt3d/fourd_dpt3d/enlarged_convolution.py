@@ -26,7 +26,7 @@ def pays(x: Tensor, enlarge: nn.ConvTranspose3d) -> bool:
     nobody has measured it. And in training, where the kernels would be composed forward and backward, or in half
     precision, which would round them, the two layers stay two.
     """
-    if not ENLARGED_CONVOLUTION.on or x.device.type != "cpu" or prod(enlarge.stride) < 8 or x.dtype == torch.bfloat16:
+    if not ENLARGED_CONVOLUTION.on or x.device.type != "cpu" or prod(enlarge.stride) < 8 or x.dtype.itemsize < 4:
         return False
     return not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 

@@ -104,6 +104,34 @@ def test_the_leading_frames_are_those_of_the_whole_window(
     assert answer[:, wanted:].isnan().all()
 
 
+def test_gradients_of_the_leading_frames() -> None:
+    head, tokens = head_of(Flow3D), tokens_of((5, 2, 2))
+    clip = Clip(torch.zeros(1, 10, 3, 16, 16, dtype=torch.float64))
+    maps = [item.values.requires_grad_() for item in tokens.layers.values()]
+    learned = maps + [p for name, p in head.named_parameters() if "refinenet4.resConfUnit1" not in name]
+    seen = []
+    for wanted in (None, 3):
+        answer = head(tokens, attrs.evolve(clip, wanted=wanted)).values[:, :3]
+        seen.append(torch.autograd.grad(answer.sin().sum(), learned))
+    for whole, leading in zip(*seen, strict=True):
+        same(leading, whole)
+
+
+@pytest.mark.parametrize("wanted", [1, 5])
+@torch.no_grad()
+def test_the_leading_frames_in_half_precision(wanted: int) -> None:
+    """Rounded elsewhere than the whole window's, they are as far from exact ones."""
+    head, tokens = head_of(Flow3D).float(), tokens_of((6, 3, 3))
+    tokens = Tokens({tap: TokenMap(item.values.float(), item.grid) for tap, item in tokens.layers.items()})
+    clip = Clip(torch.zeros(1, 12, 3, 24, 24))
+    exact = head(tokens, clip).values[:, :wanted]
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = head(tokens, clip).values[:, :wanted]
+        leading = head(tokens, attrs.evolve(clip, wanted=wanted)).values[:, :wanted]
+    assert leading.dtype == whole.dtype
+    assert (leading - exact).norm() < 1.2 * (whole - exact).norm()
+
+
 @torch.no_grad()
 def test_fewer_frames_are_less_work() -> None:
     """What each layer computes for 9 of 16 frames, as counted by hand: one frame more per convolution behind it."""
@@ -221,7 +249,7 @@ def test_where_two_layers_in_one_are_used() -> None:
     with torch.no_grad():
         assert pays(x, enlarge)
         assert not pays(x, flat)
-        assert not pays(x.bfloat16(), enlarge)
+        assert not pays(x.bfloat16(), enlarge) and not pays(x.half(), enlarge)
         assert not pays(x.to("meta"), enlarge)
         with torch.autocast("cpu", torch.bfloat16):
             assert not pays(x, enlarge)
