@@ -193,7 +193,9 @@ def _tile(channels: int) -> tuple[int, int]:
 def shipped() -> Iterator[Shipped]:
     """LILA's, and PAMR's first authors'."""
     sizes = dict.fromkeys(("channels", "h", "w"), "i32")
-    for dilations in ((1, 3, 5), (1, 2, 4, 8, 12, 24)):
+    near: tuple[int, ...] = (1, 3, 5)
+    far: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
+    for dilations in (near, far):
         taps = triton.next_power_of_2(8 * len(dilations))
         settings = {
             "SIGMA": 0.05,
@@ -205,7 +207,6 @@ def shipped() -> Iterator[Shipped]:
         }
         name = f"local_affinity weights {dilations}"
         yield Shipped(name, _affinity, {"guide": "*fp32", "weights": "*fp32", **sizes}, settings, divisible=("h", "w"))
-    near, far = (1, 3, 5), (1, 2, 4, 8, 12, 24)
     single, first, last = ("fp32", "fp32"), ("bf16", "fp32"), ("fp32", "bf16")
     launched = [(near, 32, single), (near, 384, single), (near, 384, first), (near, 384, last)]
     for dilations, channels, (read, written) in [*launched, (near, 35, single), (far, 21, single)]:
