@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fourd_core.errors import RecipeError, RunError
 from fourd_core.interfaces import Head
@@ -96,8 +96,17 @@ class _Forward:
             raise RunError(
                 f'compile = "{self._how}": torch.compile fails at [{self._name}] ({reason}); set compile = "no"'
             ) from error
-        # The next replay of a CUDA graph writes over what the last one gave, and windows are joined later than that.
-        return tree_map_only(Tensor, torch.clone, answer) if self._how == "graphs" else answer
+        return self._copied(answer) if self._how == "graphs" else answer
+
+    def _copied(self, answer: Any) -> Any:
+        """A copy: the next replay writes over what the last one gave, and windows are joined later than that."""
+        for leaf in tree_leaves(answer):
+            if not isinstance(leaf, (Tensor, *PLAIN)):
+                raise RunError(
+                    f'compile = "graphs": [{self._name}] answers with a {type(leaf).__name__}, whose tensors cannot be '
+                    'copied before they are overwritten; set compile = "default"'
+                )
+        return tree_map_only(Tensor, torch.clone, answer)
 
 
 def _form(value: Any) -> Hashable:

@@ -128,8 +128,11 @@ class Watched(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-@pytest.mark.parametrize(("major", "ours"), [(8, False), (9, True), (10, False)])
-def test_the_order_of_kernels_is_ours_on_hopper_alone(major: int, ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("major", "more_keys", "ours"), [(8, 0, False), (9, 0, True), (10, 0, False), (9, 1, False)])
+def test_the_order_of_kernels_is_ours_on_hopper_alone_and_for_many_keys(
+    major: int, more_keys: int, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MANY_KEYS", random_qkv()[1].shape[-2] + more_keys)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major, minor=0))
     monkeypatch.setattr(Watched, "orders", [])
     before = torch._C._get_sdp_priority_order()

@@ -158,6 +158,17 @@ def test_what_comes_again_is_compiled_and_modules_are_left_as_they_were(monkeypa
             assert "forward" not in vars(linear)
 
 
+def test_graphs_refuse_answers_that_cannot_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    forward = compiled._Forward("heads.depth", lambda x: {x}, "graphs")
+    x = torch.ones(1)
+    assert forward(x) == {x}
+    with pytest.raises(
+        RunError, match=r'"graphs": \[heads.depth\] answers with a set, whose .*; set compile = "default"'
+    ):
+        forward(x)
+
+
 def test_a_record_among_the_inputs_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin's module may take any: records, sets."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")

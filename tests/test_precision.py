@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -151,12 +150,11 @@ CASES = {
 }
 
 
-def test_every_promise_has_its_case_its_place_and_its_row_in_the_docs() -> None:
+def test_every_promise_has_its_case_and_its_row_in_the_docs() -> None:
     assert KEPT.keys() == CASES.keys()
     page = (ROOT / "docs" / "performance.md").read_text()
     for kept in KEPT.values():
         assert f"| {kept.operation} | {kept.error:g}: {kept.of} |" in page
-        assert all(importlib.util.find_spec(module) for module in kept.where.split(", "))
 
 
 @pytest.mark.parametrize("name", CASES)

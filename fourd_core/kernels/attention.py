@@ -45,6 +45,10 @@ ON_HOPPER = [
 ]
 """The order in which torch's kernels are tried there: only cuDNN's is written for its tensor cores."""
 
+MANY_KEYS = 128
+"""From so many on. cuDNN plans anew for every shape, which a few tokens of each of many points, in groups of all sizes,
+would never pay back."""
+
 
 def attention(
     q: Float[Tensor, "b h n d"],
@@ -71,7 +75,7 @@ def attention(
         )
     if _takes_xformers(q, backend):
         return _by_xformers(q, k, v, scale)
-    if q.is_cuda and torch.cuda.get_device_properties(q.device).major == 9:
+    if q.is_cuda and k.shape[-2] >= MANY_KEYS and _is_hopper(q.device):
         with sdpa_kernel(ON_HOPPER, set_priority=True):
             return F.scaled_dot_product_attention(q, k, v, scale=scale)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -97,12 +101,16 @@ def why_not_xformers() -> str:
 def describe() -> str:
     """Who computes attention here and why xformers does not, in one line."""
     own = "torch's own"
-    if torch.cuda.is_available() and torch.cuda.get_device_properties(0).major == 9:
+    if torch.cuda.is_available() and _is_hopper(torch.device("cuda", 0)):
         own += ", cuDNN's kernel first"
     if reason := why_not_xformers():
         return f"sdpa ({own}); xformers is not used: {reason}"
     measured = "where it was measured to be faster, and " if FASTER_BY_XFORMERS else ""
     return f'sdpa ({own}); xformers {version("xformers")} {measured}where a recipe says attention = "xformers"'
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_properties(device).major == 9
 
 
 def _takes_xformers(q: Tensor, backend: Backend) -> bool:
