@@ -67,7 +67,8 @@ def test_features_and_all_that_leads_to_them(stored: dict[str, Tensor], files: t
     system = model(files, norm=True)
     decoder: torch.nn.Module = system.heads["features"].latent_head
     seen: dict[str, Tensor] = {}
-    decoder.register_forward_hook(lambda _m, _i, out: seen.__setitem__("dec_raw", thinned(out)))
+    last = decoder.scratch["output_conv2"][2]
+    last.register_forward_hook(lambda _m, _i, out: seen.__setitem__("dec_raw", thinned(out)))
     for n in (2, 3, 4):
         block = decoder.scratch[f"refinenet{n}"]
         block.register_forward_hook(lambda _m, _i, out, n=n: seen.__setitem__(f"path_{n}", out))
