@@ -28,7 +28,9 @@ Form = Callable[..., Tensor | tuple[Tensor, ...]]
 
 OURS, EAGER, SIMPLE = "fourd", "eager torch", "straightforward"
 COMPILED, GRAPHS = "torch.compile", "CUDA graphs"
-"""`OURS` runs as users get it; all others with the kernels' plain definitions."""
+TF32 = "fourd, tf32"
+"""`OURS` runs as users get it, `TF32` too, with torch told to take tf32 for products of float32; all others run with the
+kernels' plain definitions."""
 SECONDS = {"cuda": 1.0, "cpu": 15.0}
 """About how long a form is measured."""
 FEWEST, MOST = 3, 15
@@ -185,7 +187,7 @@ class Bench:
     def _guarded(self, name: str, work: Callable[[], None]) -> None:
         """A form that fails ends with a note, out of memory included, and harms no other."""
         try:
-            with nullcontext() if name == OURS else choice.using("plain"):
+            with nullcontext() if name in (OURS, TF32) else choice.using("plain"):
                 work()
             self.machine.synchronize()
         except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from benchmarks.harness import EAGER, OURS, SIMPLE
+from benchmarks.harness import EAGER, OURS, SIMPLE, TF32
 
 Record = Mapping[str, Any]
 Measure = Callable[[Record, Record], float | None]
@@ -19,9 +19,9 @@ def _row(case: Record, form: str) -> Record:
     return next((row for row in case["rows"] if row["form"] == form), {})
 
 
-def times(case: Record, _: Record, than: str) -> float | None:
+def times(case: Record, _: Record, than: str, form: str = OURS) -> float | None:
     """How many times faster ours is than another form."""
-    ours, other = _row(case, OURS).get("ms"), _row(case, than).get("ms")
+    ours, other = _row(case, form).get("ms"), _row(case, than).get("ms")
     return other / ours if ours and other else None
 
 
@@ -30,9 +30,9 @@ def field(case: Record, _: Record, name: str) -> float | None:
     return _row(case, OURS).get(name)
 
 
-def bandwidth(case: Record, ceilings: Record) -> float | None:
+def bandwidth(case: Record, ceilings: Record, form: str = OURS) -> float | None:
     """Percent of the measured copy that the fewest bytes reach in our time."""
-    ours = _row(case, OURS).get("ms")
+    ours = _row(case, form).get("ms")
     return 100 * case["gigabytes"] / ceilings["copy"] / (ours / 1000) if ours else None
 
 
@@ -86,6 +86,8 @@ ROUNDED = {"ridge": 5e-3, "matching": 1e-2, "map_readout": 5e-3, "local_affinity
 GPU_TARGETS = (
     Target("prediction and loss, times eager", "matching", EAGERLY, 8, case=LINEAR),
     Target("prediction and loss, % of the copy's bandwidth", "matching", bandwidth, 50, case=LINEAR),
+    Target("the same in tf32, times eager", "matching", partial(times, than=EAGER, form=TF32), 8, case=LINEAR),
+    Target("the same in tf32, % of the copy's bandwidth", "matching", partial(bandwidth, form=TF32), 50, case=LINEAR),
     Target("ridge over whole views, times eager", "ridge", EAGERLY, 3, case=WHOLE_VIEW),
     Target("ridge over whole views, times straightforward", "ridge", SIMPLY, 3, case=WHOLE_VIEW),
     Target("soft argmax of 128 points, times eager", "map_readout", EAGERLY, 8, backward=False),
@@ -150,3 +152,9 @@ def separate(results: Mapping[str, Any]) -> Iterator[str]:
             number = float(ratio[column].split()[0])
             verdict = "reached" if number >= bound else "MISSED "
             yield f"{verdict:<12}  {says}, {column}: {number:g} times less, at least {bound:g}"
+    rows = results.get("lila_step", {"rows": []})["rows"]
+    exact = next((row for row in rows if "difference, float64" in row["form"]), {})
+    for column in ("losses", "gradients"):
+        if column in exact:
+            verdict = "reached" if float(exact[column]) <= 1e-5 else "MISSED "
+            yield f"{verdict:<12}  LILA's training step, {column} in float64: {exact[column]} apart, at most 1e-5"

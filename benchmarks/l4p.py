@@ -28,7 +28,7 @@ from fourd_core.data import Clip, Grid, Queries, TokenMap, Tokens
 from fourd_core.interfaces import BackboneSpec, TapSpec
 
 COMMAND = "python -m benchmarks.l4p"
-FRAMES, SHIFT, SIDE, PATCH = 16, 8, 224, (2, 16, 16)
+FRAMES, SHIFT, SIDE, PATCH = 16, 8, 224, (2, 14, 14)
 GRID = Grid(FRAMES // PATCH[0], SIDE // PATCH[1], SIDE // PATCH[2])
 WIDTH, HEADS, MLP = 768, 8, 2048
 FEW = 8

@@ -43,7 +43,7 @@ class Stitch:
         return dict(window)
 
     def wanted(self, frames: int, shift: int) -> int:
-        """How many of a window's first frames are read, by `join` or as a part of the answer.
+        """How many of a window's first frames are read, by `join` or as a part of the answer; others may be NaN.
 
         Args:
             frames: of the window.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -38,11 +40,19 @@ def test_triton_on_the_cpu_without_its_interpreter_is_refused(monkeypatch: pytes
 def test_on_one_gpu_triton_is_chosen_and_between_two_of_them_not(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="triton is not installed (it exists for Linux only)")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    generation = {"major": 8}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**generation))
     with FakeTensorMode():  # tensors without numbers, on GPUs that need not be there
         here, there = (torch.empty(1, device=f"cuda:{number}") for number in range(2))
+        exact = torch.empty(1, device="cuda:0", dtype=torch.float64)
     assert by_triton(here, None, here)
     assert not by_triton(here, there)
     assert not by_triton(here, CPU)
+    assert not by_triton(here, exact)
+    with using("triton"):
+        assert by_triton(here, exact)
+    generation["major"] = 7
+    assert not by_triton(here)
 
 
 def test_a_rewrite_is_on_but_within_off() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import EAGER, OURS, SIMPLE, Case, Form, Inputs, Size
+from benchmarks.harness import EAGER, OURS, SIMPLE, TF32, Case, Form, Inputs, Size
 from benchmarks.straightforward import matching as straightforward
 from fourd_core.kernels import gradient_matching as kernel
 from fourd_core.kernels.linear_matching import linear_matching
@@ -28,8 +28,8 @@ def matching_forms(_: torch.device) -> dict[str, Form]:
     return {OURS: ours, EAGER: _defined, SIMPLE: straightforward.matching}
 
 
-def linear_forms(_: torch.device) -> dict[str, Form]:
-    """The definition multiplies first."""
+def linear_forms(device: torch.device) -> dict[str, Form]:
+    """The definition multiplies first. On a GPU ours once more, with torch told to take tf32 for its products."""
 
     def ours(features: Tensor, readout: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         return linear_matching(features, readout, target, valid).loss
@@ -38,7 +38,16 @@ def linear_forms(_: torch.device) -> dict[str, Form]:
         pixels = readout[:, :-1].mT @ features.flatten(2) + readout[:, -1:].mT
         return _defined(pixels.reshape(target.shape), target, valid)
 
-    return {OURS: ours, EAGER: eager, SIMPLE: straightforward.linear_matching}
+    def in_tf32(**inputs: Tensor) -> Tensor:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            return ours(**inputs)  # with its gradients, which are made at once
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    forms: dict[str, Form] = {OURS: ours, EAGER: eager, SIMPLE: straightforward.linear_matching}
+    return forms | ({TF32: in_tf32} if device.type == "cuda" else {})
 
 
 def _defined(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
