@@ -29,7 +29,7 @@ Form = Callable[..., Tensor | tuple[Tensor, ...]]
 OURS, EAGER, SIMPLE = "fourd", "eager torch", "straightforward"
 COMPILED, GRAPHS = "torch.compile", "CUDA graphs"
 TF32 = "fourd, tf32"
-"""`OURS` runs as users get it, `TF32` too, with torch told to take tf32 for products of float32; all others run with the
+"""`OURS` runs as users get it, `TF32` too, with torch told to take tf32 for float32 products; all others run with the
 kernels' plain definitions."""
 SECONDS = {"cuda": 1.0, "cpu": 15.0}
 """About how long a form is measured."""
