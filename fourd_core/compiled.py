@@ -8,6 +8,9 @@ is, since the number of its points changes, and so do memories.
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -18,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fourd_core.errors import RecipeError, RunError
 from fourd_core.interfaces import Head
+from fourd_core.jobs.stopping import stopping_at_once
 from fourd_core.system import System
 
 Compile = Literal["no", "default", "graphs"]
@@ -37,12 +41,18 @@ def check_compile(how: Compile, device: torch.device, stage: str) -> None:
     """Find what cannot work before anything is written.
 
     Raises:
-        RecipeError: CUDA graphs on another device.
+        RecipeError: CUDA graphs on another device; no C++ compiler.
     """
     if how == "graphs" and device.type != "cuda":
         raise RecipeError(
             f'[stages.{stage}] compile = "graphs" replays CUDA graphs, and this runs on {device.type}; set compile = '
             '"default" or "no"'
+        )
+    compilers = os.environ.get("CXX", ""), "g++", "clang++"
+    if how != "no" and not any(map(shutil.which, compilers)):
+        raise RecipeError(
+            f'[stages.{stage}] compile = "{how}" needs a C++ compiler, and there is none (looked for $CXX, g++ and '
+            'clang++); install one, or set compile = "no"'
         )
 
 
@@ -62,8 +72,9 @@ def compiled(system: System, how: Compile) -> Iterator[None]:
     parts: dict[str, nn.Module] = {"backbone": system.backbone}
     parts |= {f"heads.{name}": head for name, head in system.heads.items() if not cast(Head, head).tracks}
     modules = [(name, module) for name, part in parts.items() for module in part.children()]
+    announce = _Note()
     for name, module in modules:
-        vars(module)["forward"] = _Forward(name, module.forward, how)
+        vars(module)["forward"] = _Forward(name, module.forward, how, announce)
     try:
         # torch counts the forms of a piece of code, and modules of one class share theirs.
         with torch._dynamo.config.patch(recompile_limit=FORMS * len(modules)):
@@ -73,14 +84,38 @@ def compiled(system: System, how: Compile) -> Iterator[None]:
             del vars(module)["forward"]
 
 
-class _Forward:
-    """A module's `forward`, compiled for each form of its inputs when that comes a second time."""
+class _Note:
+    """Says once that compiling has begun: nothing else tells for minutes why windows wait."""
 
-    def __init__(self, name: str, forward: Callable[..., Any], how: Compile) -> None:
+    def __init__(self) -> None:
+        self.said = False
+
+    def __call__(self) -> None:
+        if not self.said:
+            self.said = True
+            sys.stderr.write(
+                "note: compiling the networks for windows of this size, which takes a minute or more and pays for long "
+                "videos only\n"
+            )
+            sys.stderr.flush()
+
+
+class _Forward:
+    """A module's `forward`, compiled for each form of its inputs when that comes a second time.
+
+    Args:
+        announce: called before something is compiled.
+    """
+
+    def __init__(
+        self, name: str, forward: Callable[..., Any], how: Compile, announce: Callable[[], None] = lambda: None
+    ) -> None:
         mode = "reduce-overhead" if how == "graphs" else None
         self._name, self._how, self._plain = name, how, forward
         self._compiled = torch.compile(forward, mode=mode, dynamic=False, backend=BACKEND)
+        self._announce = announce
         self._seen: set[Hashable] = set()
+        self._made: set[Hashable] = set()
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         form = _form((inputs, options))
@@ -90,7 +125,14 @@ class _Forward:
         if self._how == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
         try:
-            answer = self._compiled(*inputs, **options)
+            if form in self._made:
+                answer = self._compiled(*inputs, **options)
+            else:
+                self._announce()
+                # A window can be left at any time: it is done anew. Otherwise Ctrl-C would be heard only after it.
+                with stopping_at_once():
+                    answer = self._compiled(*inputs, **options)
+                self._made.add(form)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = " ".join(str(error).split("\n\n")[0].split())  # then follow pieces of code
             raise RunError(

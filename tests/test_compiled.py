@@ -6,8 +6,11 @@ then run operation by operation, for a compiler needs minutes.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +24,8 @@ from toy_fourd import LinearHead, Patches
 
 from fourd_core import compiled
 from fourd_core.data import Grid, TokenMap
-from fourd_core.errors import RunError
+from fourd_core.errors import RecipeError, RunError
+from fourd_core.jobs.stopping import stop_signals
 from fourd_core.system import System
 
 RECIPE = f"""
@@ -65,6 +69,7 @@ pictures = 0
 
 PROGRAM = """
 import sys
+import time
 import torch
 from torch._dynamo.backends.debugging import aot_eager
 from fourd_core import compiled
@@ -189,3 +194,35 @@ def test_graphs_need_cuda(recipe: Path, fourd: Fourd, command: str) -> None:
     assert (
         'compile = "graphs" replays CUDA graphs, and this runs on cpu; set compile = "default" or "no"' in answer.stderr
     )
+
+
+def test_ctrl_c_does_not_wait_for_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def endless(graph: torch.fx.GraphModule, inputs: object, **_: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+        raise AssertionError("still here")
+
+    monkeypatch.setattr(compiled, "BACKEND", endless)
+    backbone = Patches(Patches.Config())
+    system = System(backbone, {"value": LinearHead(LinearHead.Config(), backbone.spec)})
+    linear, x = system.heads["value"].linear, torch.zeros(1, 4, 3)
+    before = signal.getsignal(signal.SIGINT)
+    with compiled.compiled(system, "default"), stop_signals() as stop:
+        linear(x)
+        with pytest.raises(KeyboardInterrupt):
+            linear(x)
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_set()  # between windows it is as it was
+    assert signal.getsignal(signal.SIGINT) == before
+    assert capsys.readouterr().err.count("note: compiling the networks") == 1
+
+
+def test_no_compiler_is_found_out_by_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    compiled.check_compile("no", torch.device("cpu"), "predict")
+    with pytest.raises(RecipeError, match=r'\[stages.predict\] compile = "default" needs a C\+\+ compiler, .* "no"'):
+        compiled.check_compile("default", torch.device("cpu"), "predict")

@@ -27,3 +27,22 @@ def stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Within it the first Ctrl-C or SIGTERM raises KeyboardInterrupt: for a part of a step that takes minutes and that
+    nothing is lost by leaving."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,11 +1,14 @@
 """What the shipped kernels become on a Hopper GPU, compiled without one: python -m fourd_core.kernels.triton.compiled
 
-One line of JSON per kernel: registers of a thread, bytes of stack (spilled registers), bytes of shared memory.
+One line of JSON per kernel: registers of a thread (of at most 255), bytes of stack (registers that did not fit: none is
+best), bytes of shared memory (of at most SHARED_LIMIT).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -71,11 +74,16 @@ def compiled(item: Shipped, capability: int = 90) -> dict[str, Any]:
 
 def main() -> None:
     """Compile all, or those whose names contain the first argument."""
-    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    for item in shipped():
-        if wanted in item.name:
-            sys.stdout.write(json.dumps({"name": item.name, **compiled(item)}) + "\n")
-            sys.stdout.flush()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", default="", help="a part of the names of those to compile; all by default")
+    wanted = parser.parse_args().name
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as it is by default, said so that Triton does not warn
+    chosen = [item for item in shipped() if wanted in item.name]
+    if not chosen:
+        parser.error(f"no kernel's name contains '{wanted}'; there are: {'; '.join(sorted(i.name for i in shipped()))}")
+    for item in chosen:
+        sys.stdout.write(json.dumps({"name": item.name, **compiled(item)}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
