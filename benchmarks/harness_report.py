@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +17,11 @@ README = Path(__file__).parent / "README.md"
 DIGITS = {"x straightforward": ".2f", "x eager": ".2f", "% of floor": ".0f", "peak MB": ".0f",
           "error": ".0e", "gradient error": ".0e"}  # fmt: skip
 """How columns are written; milliseconds have three digits."""
+HEADINGS = {"x straightforward": "x straight-\nforward", "x eager": "x\neager", "% of floor": "% of\nfloor",
+            "peak MB": "peak\nMB", "gradient error": "gradient\nerror"}  # fmt: skip
+"""On the terminal, so that a table fits 80 columns."""
+NARROWEST = 100
+"""A table is never broken below so many columns, whatever the terminal says."""
 
 
 def shown(column: str, value: Any) -> str:
@@ -28,18 +34,25 @@ def shown(column: str, value: Any) -> str:
 
 
 def print_case(operation: str, case: Mapping[str, Any]) -> None:
-    """A table of one case: a row for each form."""
+    """A table of one case: a row for each form; below it, notes."""
     floor = f"floor {shown('ms', case['floor ms'])} ms by {case['bound by']}"
     how = "forward and backward" if case["backward"] else "forward"
-    title = f"{operation}: {case['case']}; {how}; {floor}"
-    columns = [c for c in dict.fromkeys(key for row in case["rows"] for key in row) if c != "measurements"]
+    say(f"\n{operation}: {case['case']}; {how}; {floor}")
+    columns = [
+        c for c in dict.fromkeys(key for row in case["rows"] for key in row) if c not in ("measurements", "note")
+    ]
     columns = [c for c in columns if any(row[c] not in (None, "") for row in case["rows"])]
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(HEADINGS.get(column, column), justify="left" if column == "form" else "right", no_wrap=True)
     for row in case["rows"]:
         table.add_row(*(shown(column, row[column]) for column in columns))
-    wide = Console(width=max(140, Console().width))
-    wide.print(table if case["rows"] else f"{title}: {case.get('note', 'nothing')}", markup=False)
-    if case["rows"] and case.get("note"):
+    if case["rows"]:
+        Console(width=max(NARROWEST, Console().width)).print(table)
+    for row in case["rows"]:
+        if row["note"]:
+            say(f"{row['form']}: {row['note']}")
+    if case["note"]:
         say(case["note"])
 
 
@@ -64,9 +77,9 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """All records of a machine, by operation."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+def read(folder: Path, operations: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Records of a machine, by operation in the order of their names."""
+    return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in sorted(operations)}
 
 
 def summary(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -118,9 +118,17 @@ CPU_TARGETS = (
 )
 
 
-def verdicts(records: Mapping[str, Record], gpu: bool) -> Iterator[str]:
-    """A line for each target and case: reached, missed or not measured."""
+def verdicts(records: Mapping[str, Record], gpu: bool, asked: Container[str] | None = None) -> Iterator[str]:
+    """A line for each target and case: reached, missed or not measured.
+
+    Args:
+        records: by operation; what a run measured.
+        gpu: whose targets.
+        asked: operations that the run was asked for; of others nothing is said. None: all.
+    """
     for target in GPU_TARGETS if gpu else CPU_TARGETS:
+        if asked is not None and target.operation not in asked:
+            continue
         wanted = f"{'at most' if target.most else 'at least'} {target.bound:g}"
         found = list(target.of(records[target.operation])) if target.operation in records else []
         if not found:
@@ -133,8 +141,12 @@ def verdicts(records: Mapping[str, Record], gpu: bool) -> Iterator[str]:
             yield f"{'reached' if reached else 'MISSED ':<12}  {target.says}: {number:.3g}, {wanted} ({case})"
 
 
+SEPARATE = {"lila_step": "python -m benchmarks.lila_step", "l4p_1408": "python -m benchmarks.l4p --width 1408"}
+"""Records of other commands, and these."""
+
+
 def separate(results: Mapping[str, Any]) -> Iterator[str]:
-    """What the older commands measure on a CPU, in processes of their own: `benchmarks/results/NAME.json`.
+    """What other commands measured earlier on a CPU, in processes of their own: `benchmarks/results/NAME.json`.
 
     Args:
         results: by name; what is not there was not measured.
@@ -143,18 +155,20 @@ def separate(results: Mapping[str, Any]) -> Iterator[str]:
         ("lila_step", "LILA's training step", {"s": 2.0, "peak MB": 2.0}),
         ("l4p_1408", "L4P's tracking head at the published width", {"first, s": 2.0, "with history, s": 2.0}),
     ):
+        by = f"(recorded by {SEPARATE[name]})"
         rows = results.get(name, {"rows": []})["rows"]
         ratio = next((row for row in rows if row["form"] == "ratio"), {})
         for column, bound in columns.items():
             if column not in ratio:
-                yield f"not measured  {says}, {column}, at least {bound:g} times less"
+                yield f"not measured  {says}, {column}, at least {bound:g} times less {by}"
                 continue
             number = float(ratio[column].split()[0])
             verdict = "reached" if number >= bound else "MISSED "
-            yield f"{verdict:<12}  {says}, {column}: {number:g} times less, at least {bound:g}"
+            yield f"{verdict:<12}  {says}, {column}: {number:g} times less, at least {bound:g} {by}"
     rows = results.get("lila_step", {"rows": []})["rows"]
     exact = next((row for row in rows if "difference, float64" in row["form"]), {})
     for column in ("losses", "gradients"):
         if column in exact:
             verdict = "reached" if float(exact[column]) <= 1e-5 else "MISSED "
-            yield f"{verdict:<12}  LILA's training step, {column} in float64: {exact[column]} apart, at most 1e-5"
+            says = f"LILA's training step, {column} in float64: {exact[column]} apart, at most 1e-5"
+            yield f"{verdict:<12}  {says} (recorded by {SEPARATE['lila_step']})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import __main__ as command
 from benchmarks import harness_report as report
 from benchmarks.cases import OPERATIONS, cases
 from benchmarks.cases import l4p_window as window
 from benchmarks.harness import EAGER, OURS, SIMPLE, Bench, Case, Inputs, measure, relative_error, rows
 from benchmarks.harness_machine import Machine
-from benchmarks.harness_targets import verdicts
+from benchmarks.harness_targets import separate, verdicts
 from fourd_core.kernels import choice
 
 ROOT = Path(__file__).parents[1]
@@ -174,11 +176,133 @@ def test_the_record_and_the_table(tmp_path: Path) -> None:
     assert kept["cases"][0]["rows"][0]["ms"] == pytest.approx(case["rows"][0]["ms"], rel=1e-3)
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- table:kernels-cpu -->\nold\n<!-- /table -->\nbehind\n", encoding="utf-8")
-    assert report.put_into_readme("cpu", report.summary(report.read(tmp_path / "cpu-2")), page)
+    assert report.put_into_readme("cpu", report.summary(report.read(tmp_path / "cpu-2", ["cube"])), page)
     lines = page.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "before" and lines[-1] == "behind" and "old" not in lines
     assert lines[2].startswith("| operation |") and lines[4].startswith("| cube: cube |")
     assert not report.put_into_readme("gpu", [{"operation": "x"}], page)
+
+
+def test_a_table_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    first, *others = measure(cube("right"), Machine(), CEILINGS, compiled=False)["rows"]
+    first |= {"ms": 12345.0, "x straightforward": 123.45, "% of floor": 100.0, "peak MB": 54321.0, "note": "n" * 120}
+    case = {"case": "c" * 120, "backward": True, "floor ms": 1.0, "bound by": "bytes", "rows": [first, *others]}
+    report.print_case("cube", case | {"note": "no reference"})
+    _, title, *table, note, last = capsys.readouterr().out.splitlines()
+    assert title == f"cube: {'c' * 120}; forward and backward; floor 1 ms by bytes"
+    assert len(table) == 3 + 3 and all(len(line) <= 80 for line in table)
+    assert table[3].split()[:3] == ["fourd", "12345", "123.45"]
+    assert (note, last) == (f"fourd: {'n' * 120}", "no reference")
+
+
+def test_what_other_commands_recorded() -> None:
+    found = [{"form": "ratio", "s": "3.15 x", "peak MB": "1.9 x"}]
+    found += [{"form": "difference, float64, one pair", "losses": "6e-16", "gradients": "1e-03"}]
+    lines = list(separate({"lila_step": {"rows": found}}))
+    told = [line[:12].strip() for line in lines]
+    assert told == ["reached", "MISSED", *2 * ["not measured"], "reached", "MISSED"]
+    assert all("(recorded by python -m benchmarks." in line for line in lines)
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The command measures a tiny case for every operation, and writes here; README.md stands beside."""
+
+    def tiny(operation: str, _: str) -> Iterator[Case]:
+        yield from [] if operation == "l4p_window" else [cube("right")]
+
+    found = tmp_path / "results"
+    found.mkdir()
+    for name in ("lila_step", "l4p_1408"):
+        shutil.copy(ROOT / f"benchmarks/results/{name}.json", found)
+    (tmp_path / "README.md").write_text(PAGE, encoding="utf-8")
+    monkeypatch.setattr(command, "RESULTS", found)
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    monkeypatch.setattr(command, "cases", tiny)
+    monkeypatch.setattr(Machine, "ceilings", lambda *_: CEILINGS)
+    return found
+
+
+PAGE = "<!-- table:kernels-cpu -->\nold\n<!-- /table -->\n"
+
+
+def test_a_whole_run_writes_the_table(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["run", "--no-compile"]) == 0
+    page, told = report.README.read_text(encoding="utf-8"), capsys.readouterr().out
+    assert all(f"| {name}: cube |" in page for name in OPERATIONS[:-1]) and "old" not in page
+    assert f"written: the table in {report.README}" in told.splitlines()
+    assert "l4p_window: it is measured on a GPU only" in told
+    recorded = [line.partition("(recorded by ")[2] for line in told.splitlines() if "recorded by" in line]
+    of_lila, of_l4p = "python -m benchmarks.lila_step)", "python -m benchmarks.l4p --width 1408)"
+    assert list(dict.fromkeys(recorded)) == [of_lila, of_l4p]
+
+
+def test_a_part_is_judged_alone(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither records that lie there nor other commands' are this run's; the project's table stays."""
+    folder = results / Machine().slug
+    report.write(folder, "local_affinity", {"ceilings": CEILINGS}, record(1.0)["cases"])
+    for more, where in ([], folder), (["--out", str(tmp_path / "mine")], tmp_path / "mine"):
+        assert command.main(["run", "--no-compile", "--only", "ridge", *more]) == 0
+        told = capsys.readouterr().out.splitlines()
+        judged = [line for line in told if line.startswith(("reached", "MISSED", "not measured"))]
+        assert len(judged) == 1 and judged[0].startswith("reached       equal to float64: ridge")
+        assert f"written: {where}/NAME.json of ridge" in told and (where / "ridge.json").is_file()
+        assert told[-1].startswith("not written: the table in ")
+        assert report.README.read_text(encoding="utf-8") == PAGE
+
+
+def test_everything_but_elsewhere_leaves_the_table(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["run", "--no-compile", "--out", str(results / "mine")]) == 0
+    told = capsys.readouterr().out
+    assert "(recorded by" not in told and "equal to float64: ridge" in told
+    assert report.README.read_text(encoding="utf-8") == PAGE
+
+
+def test_a_quick_look_judges_nothing(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["run", "--quick"]) == 0
+    told = capsys.readouterr().out
+    assert "small sizes say nothing about the targets" in told
+    assert "reached" not in told and "MISSED" not in told
+    assert (results / Machine().slug / "quick/ridge.json").is_file()
+    assert report.README.read_text(encoding="utf-8") == PAGE
+
+
+def test_what_a_gpu_alone_does_is_said(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["run", "--only", "l4p_window"]) == 0
+    told = capsys.readouterr().out
+    assert "l4p_window: it is measured on a GPU only" in told and "nothing was measured" in told
+
+
+def test_a_process_goes_on_after_another(results: Path) -> None:
+    """What that one measured is judged with the rest, and both together are a whole run."""
+    assert command.main(["run", "--no-compile", "--only", "ridge"]) == 0
+    rest = [name for name in OPERATIONS if name != "ridge"]
+    assert command.main(["run", "--no-compile", "--only", "ridge", "--after", "ridge", "--only", *rest]) == 0
+    assert "| ridge: cube |" in report.README.read_text(encoding="utf-8")
+
+
+def test_mistakes_are_found_first(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for words, says in (["--out", str(tmp_path / "file/x")], "/file/x cannot be written ("), (["--gpu"], "--gpu: "):
+        assert command.main(["run", *words]) == 2
+        told = capsys.readouterr()
+        assert not told.out and says in told.err and told.err.count("\n") == 1
+
+
+def test_stopped(results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was measured before is kept."""
+
+    def then_stopped(operation: str, _: str) -> Iterator[Case]:
+        yield cube("right")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "cases", then_stopped)
+    assert command.main(["run", "--no-compile"]) == 130
+    folder = results / Machine().slug
+    assert capsys.readouterr().err == f"\nstopped; what was measured is in {folder}\n"
+    assert [path.name for path in folder.iterdir()] == ["ridge.json"]
 
 
 def test_rows_without_a_comparison() -> None:
