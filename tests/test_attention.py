@@ -85,13 +85,31 @@ def test_runs_on_the_meta_device() -> None:
     assert attention(q, k, v).shape == (2, 3, 5, 6)
 
 
+Q, K, V = random_qkv()
+
+
 @pytest.mark.usefixtures("unchecked")
-def test_shapes_that_do_not_belong_together() -> None:
-    q, k, v = random_qkv()
-    with pytest.raises(ValueError, match=r"got \(2, 3, 5, 4\), \(2, 3, 7, 4\) and \(2, 3, 6, 6\)"):
-        attention(q, k, v[:, :, :6])
-    with pytest.raises(ValueError, match="b h n d"):
-        attention(q[0], k[0], v[0])
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ((Q, K, V[:, :, :6]), r"got \(2, 3, 5, 4\), \(2, 3, 7, 4\) and \(2, 3, 6, 6\)"),
+        ((Q, K[..., :3], V), r"got \(2, 3, 5, 4\), \(2, 3, 7, 3\) and"),
+        ((Q[0], K[0], V[0]), "b h n d"),
+        ((Q[:1], K, V), r"got \(1, 3, 5, 4\), \(2, 3, 7, 4\) and"),
+        ((Q, K[:, :1], V), r"\(2, 1, 7, 4\) and"),
+        ((Q, K, V[:1]), r"and \(1, 3, 7, 6\)"),
+        ((Q, K, V, None, "flash"), "backend must be 'auto', 'sdpa' or 'xformers', got 'flash'"),
+    ],
+)
+def test_mistakes_are_named(given: tuple[Any, ...], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        attention(*given)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_backend_that_does_not_exist_is_refused_early() -> None:
+    with pytest.raises(ValueError, match="backend must be 'auto', 'sdpa' or 'xformers', got 'flash'"):
+        check_backend("flash", 64)
 
 
 @pytest.mark.usefixtures("unchecked")

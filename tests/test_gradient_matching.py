@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fourd_core.kernels import gradient_matching as kernel
-from fourd_core.kernels.gradient_matching import GradientForm, gradient_matching, masked_l1, matching
+from fourd_core.kernels.gradient_matching import GradientForm, gradient_matching, masked_l1, masked_mean, matching
 
 STORED = Path(__file__).parent / "data/lila/edge_loss.safetensors"
 
@@ -195,9 +195,35 @@ def test_matching_is_exported_and_compiled_as_its_definition(unchecked: None) ->
     torch.testing.assert_close(exported(prediction, target, valid), expected.loss, rtol=1e-12, atol=0)
 
 
-def test_mistakes_are_named(unchecked: None) -> None:
-    maps, valid = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"must have one shape, got \(1, 2, 4, 4\), \(1, 2, 4, 4\) and \(1, 1, 4, 4\)"):
-        matching(maps, maps, valid)
-    with pytest.raises(ValueError, match="sigma must be above 0, got 0"):
-        matching(maps, maps, valid.expand_as(maps), sigma=0.0)
+MAPS = torch.zeros(1, 2, 4, 4)
+MASK = torch.ones(1, 2, 4, 4, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "sentence"),
+    [
+        ((MAPS, MAPS, MASK[:, :1]), ValueError, r"one shape, got \(1, 2, 4, 4\), \(1, 2, 4, 4\) and \(1, 1, 4, 4\)"),
+        ((MAPS, MAPS[:, :1], MASK), ValueError, r"one shape, got \(1, 2, 4, 4\), \(1, 1, 4, 4\) and"),
+        ((MAPS[..., :1], MAPS, MASK), ValueError, r"one shape, got \(1, 2, 4, 1\), \(1, 2, 4, 4\) and"),
+        ((MAPS[0], MAPS[0], MASK[0]), ValueError, r"maps must be 'b c h w' with a pixel or more, got \(2, 4, 4\)"),
+        ((MAPS[:, :, :0], MAPS[:, :, :0], MASK[:, :, :0]), ValueError, r"a pixel or more, got \(1, 2, 0, 4\)"),
+        ((MAPS, MAPS, MASK.float()), TypeError, "valid must be bool, got float32"),
+        ((MAPS, MAPS, MASK.byte()), TypeError, "valid must be bool, got uint8"),
+        ((MAPS, MAPS, MASK, 0.0), ValueError, "sigma must be above 0, got 0"),
+        ((MAPS, MAPS, MASK, math.nan), ValueError, "sigma must be above 0, got nan"),
+        ((MAPS, MAPS, MASK, 0.1, "squared"), ValueError, "form must be 'absolute' or 'signed', got 'squared'"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_mistakes_are_named(given: tuple[Any, ...], error: type[Exception], sentence: str) -> None:
+    for function in (masked_l1, gradient_matching, matching)[len(given) > 3 :]:
+        with pytest.raises(error, match=sentence):
+            function(*given)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_mean_wants_a_mask_of_its_own_shape() -> None:
+    with pytest.raises(ValueError, match=r"values and valid must have one shape, got \(1, 2, 4, 4\) and \(2, 4, 4\)"):
+        masked_mean(MAPS, MASK[0])
+    with pytest.raises(TypeError, match="valid must be bool, got uint8"):
+        masked_mean(MAPS, MASK.byte())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -159,10 +159,27 @@ def test_a_readout_is_applied_with_its_bias() -> None:
     assert apply_readout(features, readout).item() == 20
 
 
-def test_shapes_that_do_not_belong_together_are_named(unchecked: None) -> None:
-    features, readout, target, valid = case(*SIZES["maps"])
-    for wrong in ((readout[:, 1:], target, valid), (readout, target[:, 1:], valid), (readout, target, valid[..., 1:])):
-        with pytest.raises(ValueError, match=r"features \(2, 3, 13, 5\) 'b d h w' need a readout 'b d\+1 k' and"):
-            linear_matching(features, *wrong)
-    with pytest.raises(ValueError, match="sigma must be above 0"):
-        linear_matching(features, readout, target, valid, sigma=-1.0)
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"features": torch.ones(2, 3, 13)}, ValueError, r"features \(2, 3, 13\) 'b d h w' need a readout 'b d\+1 k'"),
+        ({"features": torch.ones(2, 2, 13, 5)}, ValueError, r"features \(2, 2, 13, 5\) 'b d h w' need a readout"),
+        ({"readout": torch.ones(1, 4, 4)}, ValueError, r"'b d\+1 k' .*got \(1, 4, 4\)"),
+        ({"readout": torch.ones(4, 4)}, ValueError, r"'b d\+1 k' .*got \(4, 4\)"),
+        ({"readout": torch.ones(2, 3, 4)}, ValueError, r"'b d\+1 k' .*got \(2, 3, 4\)"),
+        ({"target": torch.ones(2, 1, 13, 5)}, ValueError, r"got \(2, 4, 4\), \(2, 1, 13, 5\) and \(2, 4, 13, 5\)"),
+        ({"target": torch.ones(4, 13, 5)}, ValueError, r"got \(2, 4, 4\), \(4, 13, 5\) and"),
+        ({"valid": torch.ones(2, 1, 13, 5) > 0}, ValueError, r"and \(2, 1, 13, 5\)"),
+        ({"valid": torch.ones(2, 4, 13, 5)}, TypeError, "valid must be bool, got float32"),
+        ({"sigma": -1.0}, ValueError, "sigma must be above 0, got -1"),
+        ({"form": "squared"}, ValueError, "form must be 'absolute' or 'signed', got 'squared'"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_mistakes_are_named(change: dict[str, Any], error: type[Exception], sentence: str) -> None:
+    given = dict(zip(("features", "readout", "target", "valid"), case(*SIZES["maps"]), strict=True)) | change
+    with pytest.raises(error, match=sentence):
+        linear_matching(**given)
+    if change.keys() <= {"features", "readout"}:
+        with pytest.raises(error, match=r"'b d h w' need a readout 'b d\+1 k', got"):
+            apply_readout(given["features"], given["readout"])

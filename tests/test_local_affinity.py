@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -153,7 +155,8 @@ def test_the_memory_format_does_not_matter() -> None:
     assert propagate(maps[:0], weights[:0], DILATIONS, 2).shape == (0, 4, 8, 9)
 
 
-@pytest.mark.parametrize("dilations", [(), (0,), (1, -2)])
+@pytest.mark.parametrize("dilations", [(), (0,), (1, -2), (1.5,), (1.0, 3)])
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_dilations(dilations: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="dilations must be"):
         local_affinity(noise(1, 3, 4, 4), dilations, sigma=0.05, eps=1e-5)
@@ -161,11 +164,13 @@ def test_wrong_dilations(dilations: tuple[int, ...]) -> None:
         propagate(noise(1, 3, 4, 4), noise(1, 8, 4, 4), dilations, 1)
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 4, 4), (2, 8, 4, 4), (1, 8, 4, 5)])
+@pytest.mark.parametrize("shape", [(1, 16, 4, 4), (2, 8, 4, 4), (1, 8, 4, 5), (8, 4, 4)])
 @pytest.mark.usefixtures("unchecked")
 def test_weights_of_another_map(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="do not fit maps of shape"):
         propagate(noise(1, 3, 4, 4), noise(*shape), (1,), 1)
+    with pytest.raises(ValueError, match="do not fit maps of shape"):
+        propagate(noise(3, 4, 4), noise(*shape), (1,), 1)
 
 
 def test_memory_beside_the_unfolded_form() -> None:
@@ -185,3 +190,30 @@ def test_memory_beside_the_unfolded_form() -> None:
 
     affinity = peak_bytes(lambda: local_affinity(guide, dilations, sigma=0.05, eps=1e-5)) - weights.nbytes
     assert affinity / guide.nbytes < 6
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"guide": torch.ones(3, 4, 4)},
+            r"guide must be 'b c h w' with a channel and a pixel .* got \(3, 4, 4\)",
+        ),
+        ({"guide": torch.ones(1, 3, 0, 4)}, r"a pixel or more, got \(1, 3, 0, 4\)"),
+        ({"guide": torch.ones(1, 0, 4, 4)}, r"a channel .* got \(1, 0, 4, 4\)"),
+        ({"sigma": 0.0}, "sigma and eps must be above 0, got 0.0 and 1e-05"),
+        ({"sigma": torch.nan}, "sigma and eps must be above 0"),
+        ({"eps": 0.0}, "sigma and eps must be above 0, got 0.05 and 0"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_mistakes_of_the_weights_are_named(change: dict[str, Any], sentence: str) -> None:
+    given: dict[str, Any] = {"guide": torch.ones(1, 3, 4, 4), "dilations": (1,), "sigma": 0.05, "eps": 1e-5}
+    with pytest.raises(ValueError, match=sentence):
+        local_affinity(**given | change)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_rounds_are_counted_in_whole_numbers() -> None:
+    with pytest.raises(ValueError, match=r"iterations must be a whole number, got 1\.5"):
+        propagate(noise(1, 3, 4, 4), noise(1, 8, 4, 4), (1,), 1.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -127,3 +128,19 @@ def test_compiled_and_exported() -> None:
         torch.testing.assert_close(found, right)
     exported = torch.export.export(Positions(), (heat,))
     torch.testing.assert_close(exported.module()(heat), wanted[0])
+
+
+@pytest.mark.parametrize("size", [(0, 9), (9, -1), (9,), (9, 9, 9), (9.0, 9.5), 9])
+@pytest.mark.usefixtures("unchecked")
+def test_a_size_is_two_whole_numbers_above_0(size: Any) -> None:
+    for read, maps in ((expected_position, torch.ones(2, 3, 4, 5)), (enlarged_mean, torch.ones(2, 1, 3, 4, 5))):
+        with pytest.raises(ValueError, match="size must be two whole numbers above 0, rows and columns, got"):
+            read(maps, size)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (2, 4, 5), (2, 3, 1, 4, 5, 1), (2, 3, 0, 5), (2, 1, 3, 4, 0)])
+@pytest.mark.usefixtures("unchecked")
+def test_maps_have_their_axes_and_a_pixel(shape: tuple[int, ...]) -> None:
+    for read, axes in ((expected_position, "n t y x"), (enlarged_mean, "n m t y x")):
+        with pytest.raises(ValueError, match=f"maps must be '{axes}' with a pixel or more, got"):
+            read(torch.ones(shape), (9, 9))

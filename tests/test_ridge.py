@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -179,3 +180,32 @@ def test_tensors_on_a_cpu_go_by_the_definition(monkeypatch: pytest.MonkeyPatch) 
     if choice.has_triton():
         with choice.using("triton"), pytest.raises(ImportError):
             weighted_ridge(x, y, c, 0.1)
+
+
+@pytest.mark.parametrize("form", ["plain", "triton"])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"features": torch.ones(7, 3)}, r"needs features 'b n d', targets 'b n k' .* got \(7, 3\), \(2, 7, 2\) and"),
+        ({"features": torch.ones(2, 8, 3)}, r"got \(2, 8, 3\), \(2, 7, 2\) and \(2, 7\)"),
+        ({"targets": torch.ones(2, 1, 2)}, r"got \(2, 7, 3\), \(2, 1, 2\) and"),
+        ({"targets": torch.ones(1, 7, 2)}, r"got \(2, 7, 3\), \(1, 7, 2\) and"),
+        ({"targets": torch.ones(2, 7)}, r"got \(2, 7, 3\), \(2, 7\) and"),
+        ({"weights": torch.ones(1, 7)}, r"and \(1, 7\)"),
+        ({"weights": torch.ones(2, 1)}, r"and \(2, 1\)"),
+        ({"weights": torch.ones(2, 7, 1)}, r"and \(2, 7, 1\)"),
+        ({"ridge": 0.0}, "ridge must be above 0 and finite, got 0.0"),
+        ({"ridge": -1.0}, "ridge must be above 0"),
+        ({"ridge": torch.inf}, "ridge must be above 0 and finite, got inf"),
+        ({"ridge": torch.nan}, "ridge must be above 0"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_mistakes_are_named_before_a_kernel_reads_anything(
+    change: dict[str, Any], sentence: str, form: choice.Form
+) -> None:
+    x, y, c = problem(dtype=torch.float32)
+    given: dict[str, Any] = {"features": x, "targets": y, "weights": c, "ridge": 0.1} | change
+    for solve in (solve_ridge, weighted_ridge):
+        with choice.using(form), pytest.raises(ValueError, match=sentence):
+            solve(**given)

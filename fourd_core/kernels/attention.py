@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from fourd_core.errors import RunError
 Backend = Literal["auto", "sdpa", "xformers"]
 """Who computes attention, as recipes write it: "sdpa" is torch's own function; "auto" is that too, except where
 `FASTER_BY_XFORMERS` says otherwise."""
+_BACKENDS = get_args(Backend)
 
 FASTER_BY_XFORMERS: frozenset[tuple[tuple[int, int], int, torch.dtype]] = frozenset()
 """Compute capability, head width and dtype where `python -m benchmarks run --gpu` has shown xformers to be faster.
@@ -65,14 +66,20 @@ def attention(
         scale: factor of the scores; None: `d ** -0.5`.
         backend: see `Backend`; on the meta device it makes no difference.
     Raises:
-        ValueError: the shapes do not belong together.
+        ValueError: the shapes do not belong together, or there is no such backend.
         RunError: xformers is asked for and cannot be used here, or not for these tensors.
     """
-    if not (q.ndim == k.ndim == v.ndim == 4 and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]):
+    if not (
+        q.ndim == k.ndim == v.ndim == 4
+        and q.shape[:2] == k.shape[:2] == v.shape[:2]
+        and q.shape[3] == k.shape[3]
+        and k.shape[2] == v.shape[2]
+    ):
         raise ValueError(
             f"attention needs q 'b h n d', k 'b h m d' and v 'b h m e', got {tuple(q.shape)}, {tuple(k.shape)} and "
             f"{tuple(v.shape)}"
         )
+    _require_backend(backend)
     if _takes_xformers(q, backend):
         return _by_xformers(q, k, v, scale)
     if q.is_cuda and k.shape[-2] >= MANY_KEYS and _is_hopper(q.device):
@@ -87,10 +94,16 @@ def check_backend(backend: Backend, head_width: int) -> None:
     Args:
         head_width: channels of a head, `d`.
     Raises:
-        ValueError: why not, and what to set.
+        ValueError: why not, and what to set; or there is no such backend.
     """
+    _require_backend(backend)
     if backend == "xformers" and (reason := why_not_xformers() or _why_not_width(head_width)):
         raise ValueError(f'attention = "xformers" cannot be used here: {reason}; set attention = "auto"')
+
+
+def _require_backend(backend: Backend) -> None:
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend must be 'auto', 'sdpa' or 'xformers', got {backend!r}")
 
 
 def why_not_xformers() -> str:

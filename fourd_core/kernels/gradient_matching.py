@@ -11,7 +11,7 @@ Triton kernel that reads everything once, or on the CPU in pieces that stay in t
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,19 +20,34 @@ from torch import Tensor
 from fourd_core.kernels.choice import by_triton
 
 GradientForm = Literal["absolute", "signed"]
+_FORMS = get_args(GradientForm)
 PIECE = 1 << 16
 """Numbers that a thread of the CPU works on at a time."""
 
 
 def masked_mean(values: Float[Tensor, "*shape"], valid: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """The mean of the valid values; 0, with gradient 0, where none is valid."""
+    """The mean of the valid values; 0, with gradient 0, where none is valid.
+
+    Raises:
+        ValueError: the shapes differ.
+        TypeError: valid is not bool.
+    """
+    if values.shape != valid.shape:
+        raise ValueError(f"values and valid must have one shape, got {tuple(values.shape)} and {tuple(valid.shape)}")
+    require_bool(valid)
     return torch.where(valid, values, 0).sum() / valid.sum().clamp(min=1)
 
 
 def masked_l1(
     prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b c h w"]
 ) -> Float[Tensor, ""]:
-    """The mean absolute difference over the valid numbers; 0 where none is valid."""
+    """The mean absolute difference over the valid numbers; 0 where none is valid.
+
+    Raises:
+        ValueError: the shapes differ, or are not those of maps.
+        TypeError: valid is not bool.
+    """
+    _require_maps(prediction, target, valid)
     return masked_mean((prediction - target).abs(), valid)
 
 
@@ -48,7 +63,12 @@ def gradient_matching(
     Args:
         sigma: the target's step at which the weight reaches 1 - 1/e, in the target's unit.
         form: compare absolute or signed forward differences.
+    Raises:
+        ValueError: the shapes differ, or are not those of maps; sigma is not above 0; no such form.
+        TypeError: valid is not bool.
     """
+    _require_maps(prediction, target, valid)
+    require_terms(sigma, form)
     loss = prediction.new_zeros(())
     # A NaN where nothing is valid would reach the gradient through 0 * NaN.
     target = torch.where(valid, target, 0)
@@ -93,14 +113,11 @@ def matching(
     of the prediction's size is held. It is not differentiable again. What is not valid may be NaN in the target.
 
     Raises:
-        ValueError: the shapes differ, or sigma is not above 0.
+        ValueError: the shapes differ, or are not those of maps; sigma is not above 0; no such form.
+        TypeError: valid is not bool.
     """
-    if not prediction.shape == target.shape == valid.shape:
-        raise ValueError(
-            f"prediction, target and valid must have one shape, got {tuple(prediction.shape)}, {tuple(target.shape)} "
-            f"and {tuple(valid.shape)}"
-        )
-    require_sigma(sigma)
+    _require_maps(prediction, target, valid)
+    require_terms(sigma, form)
     target, differentiate = target.detach(), torch.is_grad_enabled() and prediction.requires_grad
     if by_triton(prediction, target, valid):
         from fourd_core.kernels.triton.gradient_matching import matching as in_one_read
@@ -126,10 +143,29 @@ def before_scaling(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.bfloat16)
 
 
-def require_sigma(sigma: float) -> None:
-    """Raises ValueError unless sigma is above 0."""
+def require_terms(sigma: float, form: GradientForm) -> None:
+    """Raises ValueError unless sigma is above 0 and there is such a form."""
     if not sigma > 0:
         raise ValueError(f"sigma must be above 0, got {sigma}")
+    if form not in _FORMS:
+        raise ValueError(f"form must be 'absolute' or 'signed', got {form!r}")
+
+
+def require_bool(valid: Tensor) -> None:
+    """Raises TypeError for a mask of any other type: kernels read its bytes, and sums its values."""
+    if valid.dtype != torch.bool:
+        raise TypeError(f"valid must be bool, got {str(valid.dtype).removeprefix('torch.')}")
+
+
+def _require_maps(prediction: Tensor, target: Tensor, valid: Tensor) -> None:
+    if not prediction.shape == target.shape == valid.shape:
+        raise ValueError(
+            f"prediction, target and valid must have one shape, got {tuple(prediction.shape)}, {tuple(target.shape)} "
+            f"and {tuple(valid.shape)}"
+        )
+    if prediction.ndim != 4 or 0 in prediction.shape[2:]:
+        raise ValueError(f"maps must be 'b c h w' with a pixel or more, got {tuple(prediction.shape)}")
+    require_bool(valid)
 
 
 def _as_defined(

@@ -25,7 +25,8 @@ from fourd_core.kernels.gradient_matching import (
     count,
     in_cache,
     matching,
-    require_sigma,
+    require_bool,
+    require_terms,
 )
 from fourd_core.precision import own_precision
 
@@ -54,16 +55,18 @@ def linear_matching(
     Args:
         readout: one linear map per sample; its last row is the bias.
     Raises:
-        ValueError: the shapes do not belong together, or sigma is not above 0.
+        ValueError: the shapes do not belong together; sigma is not above 0; no such form.
+        TypeError: valid is not bool.
         RuntimeError: in a second backward pass through one result.
     """
-    b, d, h, w = features.shape
-    if target.shape != valid.shape or readout.shape != (b, d + 1, target.shape[1]) or target.shape[2:] != (h, w):
+    of_each = features.shape[:1] + readout.shape[2:] + features.shape[2:]
+    if not (_fit(features, readout) and target.shape == valid.shape == of_each):
         raise ValueError(
             f"features {tuple(features.shape)} 'b d h w' need a readout 'b d+1 k' and target and valid 'b k h w', got "
             f"{tuple(readout.shape)}, {tuple(target.shape)} and {tuple(valid.shape)}"
         )
-    require_sigma(sigma)
+    require_bool(valid)
+    require_terms(sigma, form)
     whole = not (in_cache(features) or by_triton(features, readout, target, valid)) or torch.compiler.is_compiling()
     if whole or not target.numel():
         return matching(apply_readout(features, readout), target, valid, sigma, form, edge_weight)
@@ -75,12 +78,24 @@ def linear_matching(
 def apply_readout(
     features: Float[Tensor, "b d h w"], readout: Float[Tensor, "b d_plus_1 k"]
 ) -> Float[Tensor, "b k h w"]:
-    """Every pixel's features through a linear map with bias, its last row; in float32 also under autocast."""
+    """Every pixel's features through a linear map with bias, its last row; in float32 also under autocast.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    if not _fit(features, readout):
+        raise ValueError(
+            f"features {tuple(features.shape)} 'b d h w' need a readout 'b d+1 k', got {tuple(readout.shape)}"
+        )
     accurate = torch.promote_types(features.dtype, torch.float32)
     with own_precision(features.device):
         weight, bias = readout.to(accurate).mT.split((features.shape[1], 1), dim=-1)
         prediction: Tensor = torch.baddbmm(bias, weight, features.to(accurate).flatten(2))
         return prediction.view(*prediction.shape[:2], *features.shape[2:])
+
+
+def _fit(features: Tensor, readout: Tensor) -> bool:
+    return features.ndim == 4 and readout.ndim == 3 and readout.shape[:2] == (features.shape[0], features.shape[1] + 1)
 
 
 class _LinearMatching(torch.autograd.Function):

@@ -39,13 +39,18 @@ def local_affinity(
     Beside the result it needs memory for about six copies of the guide in float32; in Triton, for one at most.
 
     Args:
-        dilations: distances of the neighbours in pixels, each at least 1.
-        sigma: how many local standard deviations a contrast may have before a neighbour loses weight.
-        eps: added to the scaled deviation, in the guide's unit; what lies well below it counts as flat.
+        dilations: distances of the neighbours in whole pixels, each at least 1.
+        sigma: > 0, how many local standard deviations a contrast may have before a neighbour loses weight.
+        eps: > 0, added to the scaled deviation, in the guide's unit; what lies well below it counts as flat.
     Raises:
-        ValueError: no dilation, or one below 1.
+        ValueError: a guide of other axes or without a pixel or channel; no dilation, or one that is no whole number of
+            at least 1; sigma or eps not above 0.
     """
+    if guide.ndim != 4 or 0 in guide.shape[1:]:
+        raise ValueError(f"guide must be 'b c h w' with a channel and a pixel or more, got {tuple(guide.shape)}")
     _require_dilations(dilations)
+    if not (sigma > 0 and eps > 0):
+        raise ValueError(f"sigma and eps must be above 0, got {sigma} and {eps}")
     if by_triton(guide):
         from fourd_core.kernels.triton import local_affinity as kernels
 
@@ -70,23 +75,27 @@ def propagate(
     Maps that have their channels last in memory already are not turned around. Beside the result it needs memory for
     two copies of one sample of the maps and of its weights; in Triton, of the whole batch.
 
+    Args:
+        iterations: how many rounds; below 1 there is none.
     Raises:
-        ValueError: no dilation or one below 1; maps and weights that do not belong together.
+        ValueError: no dilation, or one that is no whole number of at least 1; maps and weights that do not belong
+            together; iterations that are no whole number.
     """
     _require_dilations(dilations)
-    b, _, h, w = maps.shape
-    if weights.shape != (b, len(NEIGHBOURS) * len(dilations), h, w):
+    if maps.ndim != 4 or weights.shape != (maps.shape[0], len(NEIGHBOURS) * len(dilations), *maps.shape[2:]):
         raise ValueError(
             f"weights of shape {tuple(weights.shape)} do not fit maps of shape {tuple(maps.shape)} "
             f"with dilations {tuple(dilations)}"
         )
+    if not isinstance(iterations, int):
+        raise ValueError(f"iterations must be a whole number, got {iterations}")
     if by_triton(maps, weights):
         from fourd_core.kernels.triton import local_affinity as kernels
 
         return kernels.propagate(maps, weights, dilations, iterations)
     result = torch.empty_like(maps, memory_format=torch.channels_last)
     accurate = torch.promote_types(maps.dtype, torch.float32)
-    places = _places(h, w, dilations, maps.device)
+    places = _places(maps.shape[2], maps.shape[3], dilations, maps.device)
     # One sample after the other keeps all of its rounds in a processor's cache.
     for one, shares, average in zip(_rows(maps), _rows(weights), _rows(result), strict=True):
         average.copy_(_averaged(one.to(accurate), shares.to(accurate), places, iterations))
@@ -147,5 +156,5 @@ def _shifted(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
 
 
 def _require_dilations(dilations: Sequence[int]) -> None:
-    if not dilations or min(dilations) < 1:
-        raise ValueError(f"dilations must be one or more distances of at least 1 pixel, got {tuple(dilations)}")
+    if not dilations or not all(isinstance(dilation, int) and dilation >= 1 for dilation in dilations):
+        raise ValueError(f"dilations must be one or more whole numbers of pixels, at least 1, got {tuple(dilations)}")

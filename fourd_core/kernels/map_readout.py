@@ -30,7 +30,13 @@ def expected_position(heat: Float[Tensor, "n t y x"], size: tuple[int, int]) -> 
     the backward pass too, which makes them again; Triton makes none. Half precision is computed, and answered, in
     float32, whatever autocast says.
     Source: Badki et al., L4P (arXiv 2502.13078), section 3.3.1: a soft argmax of each frame's heat map.
+
+    Args:
+        size: rows and columns.
+    Raises:
+        ValueError: no such maps, maps without a pixel, or a size that is no two whole numbers above 0.
     """
+    _require(heat, "n t y x", size)
     if by_triton(heat):
         from fourd_core.kernels.triton import map_readout
 
@@ -52,11 +58,29 @@ def enlarged_mean(maps: Float[Tensor, "n m t y x"], size: tuple[int, int]) -> Fl
 
     Of the mean over the enlarged map, each place of the small map has a fixed share: its column's times its row's,
     uneven for most sizes.
+
+    Args:
+        size: rows and columns.
+    Raises:
+        ValueError: no such maps, maps without a pixel, or a size that is no two whole numbers above 0.
     """
+    _require(maps, "n m t y x", size)
     like = maps.new_empty(0, dtype=torch.promote_types(maps.dtype, torch.float32))
     rows, columns = (_interpolation(*pair, like).mean(0) for pair in zip(maps.shape[-2:], size, strict=True))
     # Sums of products, not matrix products: autocast would round those to its own precision.
     return ((maps * columns).sum(-1) * rows).sum(-1)
+
+
+def _require(maps: Tensor, axes: str, size: tuple[int, int]) -> None:
+    if maps.ndim != len(axes.split()) or 0 in maps.shape[-2:]:
+        raise ValueError(f"maps must be '{axes}' with a pixel or more, got {tuple(maps.shape)}")
+    # As it is exported, a size that is computed from a shape is a torch.SymInt.
+    if not (
+        isinstance(size, tuple | list)
+        and len(size) == 2
+        and all(isinstance(n, int | torch.SymInt) and n > 0 for n in size)
+    ):
+        raise ValueError(f"size must be two whole numbers above 0, rows and columns, got {size}")
 
 
 class _PartByPart(torch.autograd.Function):

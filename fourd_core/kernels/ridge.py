@@ -17,6 +17,7 @@ outside: it reads every pixel once and writes a few percent of them; doing both 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -66,9 +67,10 @@ def weighted_ridge(
 
     Args:
         weights: one per row, >= 0; the numbers of a row of weight 0 must be finite too.
-        ridge: > 0; without it fewer rows than features have no unique solution.
+        ridge: > 0, finite; without it fewer rows than features have no unique solution.
         bias: a feature that is 1 in every row joins them; its row of the map is the last, f = d + 1.
     Raises:
+        ValueError: the shapes do not belong together, or `ridge` is not above 0 and finite.
         RunError: a sample has no solution: its numbers are not finite, a weight is negative, or the features are too
             large or too alike for this precision.
     """
@@ -85,7 +87,19 @@ def solve_ridge(
     ridge: float,
     bias: bool = False,
 ) -> Solved:
-    """As `weighted_ridge`, telling of samples without a solution instead of raising: no GPU is waited for."""
+    """As `weighted_ridge`, telling of samples without a solution instead of raising: no GPU is waited for.
+
+    Raises:
+        ValueError: the shapes do not belong together, or `ridge` is not above 0 and finite.
+    """
+    # The kernels take the features' sizes for all three.
+    if not (features.ndim == targets.ndim == 3 and features.shape[:2] == targets.shape[:2] == weights.shape):
+        raise ValueError(
+            f"a ridge regression needs features 'b n d', targets 'b n k' and weights 'b n', got "
+            f"{tuple(features.shape)}, {tuple(targets.shape)} and {tuple(weights.shape)}"
+        )
+    if not 0 < ridge < math.inf:
+        raise ValueError(f"ridge must be above 0 and finite, got {ridge}")
     readout, _, solved = torch.ops.fourd.ridge(features, targets, weights, ridge, bias)
     return Solved(readout, solved)
 

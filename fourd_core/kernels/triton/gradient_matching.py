@@ -159,13 +159,11 @@ class Sums:
     """Both losses, and their gradient, of samples that come chunk after chunk.
 
     Args:
-        valid: (b c h w), of all samples.
+        valid: (b c h w), of all samples; bool, for its bytes are read.
         dtype: of the sums: float32 or float64.
     """
 
     def __init__(self, valid: Tensor, dtype: torch.dtype, terms: Terms) -> None:
-        if valid.dtype != torch.bool:  # whose bytes are read
-            raise TypeError(f"valid must be bool, got {str(valid.dtype).removeprefix('torch.')}")
         self.edge_weight = terms.edge_weight
         self.shape = b, c, h, w = valid.shape
         self.block = _block(w)
