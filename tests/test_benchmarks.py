@@ -28,9 +28,10 @@ CEILINGS = {"copy": 10.0, "float32": 0.1}
 def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few measurements; what the harness switches is as it was."""
     monkeypatch.setattr("benchmarks.harness.SECONDS", {"cpu": 0.0})
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     yield
     assert choice._form == "best"
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert before == (torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory)
 
 
 @pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "l4p_window"])
@@ -110,7 +111,9 @@ def test_a_wrong_number_is_seen() -> None:
     assert row["error"] == pytest.approx(0.01, rel=1e-3) and row["gradient error"] == pytest.approx(0.01, rel=1e-3)
 
 
-def test_what_nobody_wrote_is_not_a_number() -> None:
+@pytest.mark.parametrize("filled", [True, False])
+def test_what_nobody_wrote_is_not_a_number(filled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", filled)  # a run switches it off
     row = measure(cube("unwritten"), Machine(), CEILINGS, compiled=False)["rows"][0]
     assert row["error"] != row["error"]
 
