@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -114,8 +113,12 @@ def test_a_wrong_number_is_seen() -> None:
 
 @pytest.mark.parametrize("filled", [True, False])
 def test_what_nobody_wrote_is_not_a_number(filled: bool) -> None:
-    with patch.object(torch.utils.deterministic, "fill_uninitialized_memory", filled):  # a run switches it off
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = filled  # a run switches it off
+    try:
         row = measure(cube("unwritten"), Machine(), CEILINGS, compiled=False)["rows"][0]
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = before
     assert row["error"] != row["error"]
 
 

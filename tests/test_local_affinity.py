@@ -215,5 +215,5 @@ def test_mistakes_of_the_weights_are_named(change: dict[str, Any], sentence: str
 
 @pytest.mark.usefixtures("unchecked")
 def test_rounds_are_counted_in_whole_numbers() -> None:
-    with pytest.raises(ValueError, match=r"iterations must be a whole number, got 1\.5"):
+    with pytest.raises(ValueError, match=r"iterations must be a whole number from 0 on, got 1\.5"):
         propagate(noise(1, 3, 4, 4), noise(1, 8, 4, 4), (1,), 1.5)

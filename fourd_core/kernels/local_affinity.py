@@ -76,10 +76,10 @@ def propagate(
     two copies of one sample of the maps and of its weights; in Triton, of the whole batch.
 
     Args:
-        iterations: how many rounds; below 1 there is none.
+        iterations: how many rounds.
     Raises:
         ValueError: no dilation, or one that is no whole number of at least 1; maps and weights that do not belong
-            together; iterations that are no whole number.
+            together; iterations that are no whole number from 0 on.
     """
     _require_dilations(dilations)
     if maps.ndim != 4 or weights.shape != (maps.shape[0], len(NEIGHBOURS) * len(dilations), *maps.shape[2:]):
@@ -87,8 +87,8 @@ def propagate(
             f"weights of shape {tuple(weights.shape)} do not fit maps of shape {tuple(maps.shape)} "
             f"with dilations {tuple(dilations)}"
         )
-    if not isinstance(iterations, int):
-        raise ValueError(f"iterations must be a whole number, got {iterations}")
+    if not isinstance(iterations, int) or iterations < 0:
+        raise ValueError(f"iterations must be a whole number from 0 on, got {iterations}")
     if by_triton(maps, weights):
         from fourd_core.kernels.triton import local_affinity as kernels
 
