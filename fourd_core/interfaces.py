@@ -175,7 +175,10 @@ class Head(nn.Module, Component):
 
     @abstractmethod
     def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
-        """A prediction for every frame, in the pixels of `clip`; maps are `(b, t, channels, h, w)`."""
+        """A prediction for every frame, in the pixels of `clip`; maps are `(b, t, channels, h, w)`.
+
+        Of frames behind the first `clip.wanted`, where it is set, it may be NaN: nobody reads them.
+        """
 
     def check_use(self, use: Use) -> None:
         """Find what would fail once a video is predicted, before anything is written.
