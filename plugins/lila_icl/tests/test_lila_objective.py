@@ -8,7 +8,7 @@ import attrs
 import pytest
 import torch
 from fourd_lila.distillation import pick_channels, random_channels
-from fourd_lila.in_context import solve_readout
+from fourd_lila.in_context import pooled, solve_readout
 from fourd_lila.objective import LILA
 from fourd_pamr import PAMR, Stage
 from torch import Tensor
@@ -399,3 +399,9 @@ def test_where_no_place_is_trusted_it_is_said(
         losses["loss"].backward()
         moved = sum(float(p.grad.abs().sum()) for p in system.heads.parameters() if p.grad is not None)
         assert (moved > 0) is (share > 0)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 12), (8, 4)])
+def test_pooling_divides_rows_and_columns_evenly(size: tuple[int, int]) -> None:
+    maps = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(pooled(maps, 4), torch.nn.functional.adaptive_avg_pool2d(maps, 4))
